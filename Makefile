@@ -1,0 +1,48 @@
+# Every target sets up what it needs: Python 3.11 or newer, pip, git and make are all that must be there.
+# PYTHON=/path/to/python make setup   chooses the interpreter; PIP_ARGS=... is passed to pip install.
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+PYTHON ?= $(shell for python in python3.11 python3 python; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+PIP_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format pretrain-tiny clean
+
+help: ## Show this list.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
+
+setup: $(STAMP) ## Install everything into .venv (again only when pyproject.toml changed).
+
+$(STAMP): pyproject.toml setup.py
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer is needed and was not found" >&2; \
+		echo "  fix: install it, or name it: make PYTHON=/path/to/python3.11 setup" >&2; exit 1; }
+	@echo "Installing into $(VENV) with $(PYTHON); this takes a few minutes, once."
+	@$(PYTHON) -m venv $(VENV) || { echo "error: $(PYTHON) cannot make a virtual environment" >&2; \
+		echo "  fix: on Debian or Ubuntu, apt install python3-venv" >&2; exit 1; }
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -e ".[dev]"
+	@touch $(STAMP)
+
+demo: $(STAMP) ## Run the whole path in about ten minutes; the result is runs/demo/index.html.
+	@$(BIN)/unival demo
+
+test: $(STAMP) ## Run the default tests: offline, on the CPU.
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(STAMP) ## Check style, format and types.
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/pyright
+
+format: $(STAMP) ## Format the code and repair what can be repaired by itself.
+	@$(BIN)/ruff check --fix-only --exit-zero --quiet .
+	@$(BIN)/ruff format .
+
+pretrain-tiny: $(STAMP) ## Train the model that ships with the package; continues where it was stopped.
+	@$(BIN)/unival train configs/pretrain/tiny.yaml --resume auto
+
+clean: ## Remove caches and builds; keep .venv and runs.
+	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	@find unival soups preprocessing tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,141 @@
+"""The seam between a sweep and the model it scores: what an evaluator is, and how one is found by name."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from soups.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Evaluator(Protocol):
+    """A model under evaluation, held in memory for a whole sweep.
+
+    It may also define ``samples()``, which returns one mapping of strings (such as the prompt and the output)
+    per example worth showing, for the weights evaluated last.
+    """
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return the live tensors of the model; a sweep writes the weights of each point into them."""
+        ...
+
+    def evaluate(self) -> Mapping[str, Sequence[float]]:
+        """Return the scores of the current weights: one list per metric, higher is better.
+
+        Every list has one score per sample; their length and order are the same at every call.
+        """
+        ...
+
+
+def load_evaluator(spec: str, checkpoint_path: Path, args: Mapping[str, Any]) -> Evaluator:
+    """Import ``module:function`` and call it with the first checkpoint and the arguments.
+
+    The current folder is importable, as with ``python -m``.
+
+    Raises:
+        UserError: the name does not resolve, the arguments do not fit, or the result is no evaluator.
+    """
+    function = _import(spec)
+    _check_args(spec, function, args)
+    evaluator = function(checkpoint_path, **args)
+    for name in ("state", "evaluate"):
+        if not callable(getattr(evaluator, name, None)):
+            raise UserError(
+                f"{spec} returned {type(evaluator).__name__}, which has no method {name}()",
+                where="--evaluator",
+                fix="return an object with state() and evaluate(), see soups.evaluator.Evaluator",
+            )
+    return cast(Evaluator, evaluator)
+
+
+def _import(spec: str) -> Callable[..., object]:
+    module_name, _, function_name = spec.partition(":")
+    if not (module_name and function_name):
+        raise UserError(
+            f"not the name of an evaluator: {spec!r}", where="--evaluator", fix="give module:function"
+        )
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        fix = "check the name, and that its package is installed or in the current folder"
+        raise UserError(f"cannot import {module_name!r}: {error}", where="--evaluator", fix=fix) from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        raise UserError(
+            f"{module_name!r} has no function {function_name!r}",
+            where="--evaluator",
+            fix=did_you_mean(function_name, names),
+        )
+    return function
+
+
+def _check_args(spec: str, function: Callable[..., object], args: Mapping[str, Any]) -> None:
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some functions written in C have no signature; the call itself will tell
+        return
+    try:
+        signature.bind(Path(), **args)
+    except TypeError as error:
+        names = [p.name for p in list(signature.parameters.values())[1:]]
+        raise UserError(
+            f"{spec} cannot be called with these arguments: {error}",
+            where="--arg",
+            fix=f"its arguments are: {', '.join(names) or 'none'}",
+        ) from error
+
+
+def checked_scores(scores: object, spec: str) -> dict[str, list[float]]:
+    """Check what ``evaluate()`` returned and turn it into plain lists of floats.
+
+    Raises:
+        UserError: not a mapping of metrics to lists of finite numbers, all of the same length.
+    """
+    if not isinstance(scores, Mapping) or not scores:
+        raise UserError(
+            f"evaluate() returned {type(scores).__name__}, not scores by metric",
+            where=spec,
+            fix="return {metric: [score of each sample, ...]}",
+        )
+    table: dict[str, list[float]] = {}
+    for metric, values in scores.items():
+        try:
+            table[str(metric)] = [float(value) for value in values]
+        except TypeError as error:
+            raise UserError(
+                f"the scores of {metric!r} are not a list of numbers", where=spec, fix="one score per sample"
+            ) from error
+        broken = [index for index, value in enumerate(table[str(metric)]) if not isfinite(value)]
+        if broken:
+            raise UserError(
+                f"{metric!r} of sample {broken[0]} is not finite ({len(broken)} such samples)",
+                where=spec,
+                fix="score such samples with a finite number, such as the worst score",
+            )
+    lengths = {metric: len(values) for metric, values in table.items()}
+    if len(set(lengths.values())) != 1 or 0 in lengths.values():
+        raise UserError(
+            f"metrics need the same number of samples, at least one: {lengths}",
+            where=spec,
+            fix="return one score per sample for every metric",
+        )
+    return table
+
+
+def checked_samples(evaluator: Evaluator) -> list[dict[str, str]]:
+    """Return the examples to show for the current weights, as strings; none if the evaluator offers none."""
+    samples = getattr(evaluator, "samples", None)
+    if samples is None:
+        return []
+    return [{str(key): str(value) for key, value in sample.items()} for sample in samples()]

@@ -1,0 +1,237 @@
+"""From the results of a sweep to a front: what dominates what, by how much, and how sure that is.
+
+`compute_front` returns plain data, written as ``front.json``; figures are drawn from that data alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from soups import pareto
+from soups.errors import UserError, did_you_mean
+from soups.methods._weights import one_hot
+from soups.pareto import Floats
+from soups.results import RESULTS_NAME, Result, read_results
+
+FORMAT = 1
+METRIC_FILES = ("metrics.json", "results.json")
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """How intervals are computed: percentiles over paired resamples of the samples."""
+
+    num_resamples: int = 1000
+    level: float = 0.95
+    seed: int = 0
+
+
+def choose_metrics(results: Sequence[Result], x: str | None, y: str | None) -> tuple[str, str]:
+    """Return the metrics of the two axes; by default the first two.
+
+    Raises:
+        UserError: no results, an unknown metric, or fewer than two metrics.
+    """
+    if not results:
+        raise UserError("no finished point yet", where=RESULTS_NAME, fix="run soups sweep again, it resumes")
+    known = list(results[0].metrics)
+    for option, metric in (("--x", x), ("--y", y)):
+        if metric is not None and metric not in known:
+            raise UserError(f"unknown metric {metric!r}", where=option, fix=did_you_mean(metric, known))
+    x = x or next((metric for metric in known if metric != y), None)
+    y = y or next((metric for metric in known if metric != x), None)
+    if x is None or y is None or x == y:
+        raise UserError(
+            f"a front needs two metrics; there are: {', '.join(known)}",
+            where="--x, --y",
+            fix="give two different metrics",
+        )
+    return x, y
+
+
+def read_init(path: Path) -> dict[str, float]:
+    """Read the mean scores of the initialisation.
+
+    Args:
+        path: a JSON file with ``{metric: number or list of scores}``, possibly under ``metrics``; or a folder
+            with ``metrics.json`` or ``results.json``, or with the results of a sweep of that one checkpoint.
+
+    Raises:
+        UserError: nothing there, or no scores in it.
+    """
+    if path.is_dir():
+        if (path / RESULTS_NAME).is_file():
+            results = read_results(path)
+            if len(results) == 1:
+                return dict(results[0].metrics)
+            raise UserError(
+                f"{len(results)} points, expected one", where=str(path), fix="sweep one checkpoint"
+            )
+        found = next((path / name for name in METRIC_FILES if (path / name).is_file()), None)
+        if found is None:
+            raise UserError(
+                "no scores in this folder", where=str(path), fix=f"score it first: soups sweep {path} -o DIR"
+            )
+        path = found
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        scores = content.get("metrics", content)
+        return {
+            metric: float(np.mean(v)) for metric, v in scores.items() if isinstance(v, int | float | list)
+        }
+    except OSError as error:
+        raise UserError(
+            "cannot read the scores of the initialisation", where=str(path), fix="check --init"
+        ) from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(
+            "no scores in this file", where=str(path), fix='expected {"metrics": {name: number}}'
+        ) from error
+
+
+def compute_front(
+    results: Sequence[Result],
+    x: str,
+    y: str,
+    *,
+    init: Mapping[str, float] | None = None,
+    reference: Sequence[float] | None = None,
+    bootstrap: Bootstrap | None = None,
+) -> dict[str, Any]:
+    """Compute the front of two metrics, both maximised.
+
+    Args:
+        results: the points of one sweep.
+        x: metric of the horizontal axis.
+        y: metric of the vertical axis.
+        init: mean scores of the initialisation, shown and not part of the front.
+        reference: reference point of the hypervolume; by default the worst corner of the points minus 10 % of
+            their range, which moves when points are added.
+        bootstrap: how intervals are computed.
+
+    Returns:
+        The content of ``front.json``; see docs/merge_methods.md.
+    """
+    bootstrap = bootstrap or Bootstrap()
+    names = list(results[0].coefficients)
+    results = sorted(results, key=lambda r: [-r.coefficients[name] for name in names])
+    coefficients = np.array([[result.coefficients[name] for name in names] for result in results])
+    metrics = [x, y, *(metric for metric in results[0].metrics if metric not in (x, y))]
+    scores = np.array([[r.scores[metric] for metric in metrics] for r in results]).transpose(0, 2, 1)  # P S K
+    means = scores.mean(axis=1)
+    resampled = pareto.resampled_means(scores, bootstrap.num_resamples, bootstrap.seed)  # B P K
+    plane, planes = means[:, :2], resampled[:, :, :2]
+    corner = pareto.reference_point(plane) if reference is None else np.asarray(reference, float)
+    experts = expert_rows(coefficients)
+    ends = plane[experts] if experts is not None and len(experts) == 2 else None
+    knee = pareto.knee(plane, ends)
+    return {
+        "format": FORMAT,
+        "x": x,
+        "y": y,
+        "checkpoints": names,
+        "num_samples": int(scores.shape[1]),
+        "bootstrap": asdict(bootstrap),
+        "points": _points(results, metrics, means, resampled, pareto.nondominated(plane), bootstrap.level),
+        "reference": corner.tolist(),
+        "hypervolume": _estimate(
+            pareto.hypervolume(plane, corner), pareto.hypervolumes(planes, corner), bootstrap.level
+        ),
+        "knee": {"index": knee, "coefficients": dict(results[knee].coefficients)},
+        "straight_line": _straight_line(plane, planes, coefficients, experts, corner, bootstrap.level),
+        "margins": _margins((x, y), plane, planes, coefficients, experts, bootstrap.level),
+        "init": None if init is None else _init(init, x, y),
+    }
+
+
+def expert_rows(coefficients: Floats) -> list[int] | None:
+    """Return the row of each expert among the points (all the weight on one), or None if one is missing."""
+    rows = {one_hot(row.tolist()): index for index, row in enumerate(coefficients)}
+    found = [rows.get(model) for model in range(coefficients.shape[1])]
+    return None if None in found else [row for row in found if row is not None]
+
+
+def _estimate(value: float, resampled: Floats, level: float) -> dict[str, float]:
+    low, high = pareto.interval(resampled, level)
+    return {"value": float(value), "low": float(low), "high": float(high)}
+
+
+def _points(
+    results: Sequence[Result],
+    metrics: Sequence[str],
+    means: Floats,
+    resampled: Floats,
+    mask: np.typing.NDArray[np.bool_],
+    level: float,
+) -> list[dict[str, Any]]:
+    low, high = pareto.interval(resampled, level)
+    return [
+        {
+            "coefficients": dict(result.coefficients),
+            "nondominated": bool(mask[p]),
+            "metrics": {
+                metric: {"value": float(means[p, k]), "low": float(low[p, k]), "high": float(high[p, k])}
+                for k, metric in enumerate(metrics)
+            },
+        }
+        for p, result in enumerate(results)
+    ]
+
+
+def _straight_line(
+    plane: Floats,
+    planes: Floats,
+    coefficients: Floats,
+    experts: list[int] | None,
+    corner: Floats,
+    level: float,
+) -> dict[str, Any] | None:
+    """Compare with the interpolated scores of the experts at the same coefficients, point for point."""
+    if experts is None:
+        return None
+    line, lines = coefficients @ plane[experts], coefficients @ planes[:, experts]
+    value, values = pareto.hypervolume(line, corner), pareto.hypervolumes(lines, corner)
+    gain = pareto.hypervolume(plane, corner) - value
+    return {
+        "hypervolume": _estimate(value, values, level),
+        "gain": _estimate(gain, pareto.hypervolumes(planes, corner) - values, level),
+        "num_below": pareto.num_below_chord(plane, plane[experts]) if len(experts) == 2 else None,
+    }
+
+
+def _margins(
+    metrics: Sequence[str],
+    plane: Floats,
+    planes: Floats,
+    coefficients: Floats,
+    experts: list[int] | None,
+    level: float,
+) -> dict[str, Any] | None:
+    if experts is None:
+        return None
+    values = pareto.margins(plane, coefficients, plane[experts])
+    resampled = pareto.margins(planes, coefficients, planes[:, experts])
+    table: dict[str, Any] = {}
+    for k, metric in enumerate(metrics):
+        summary = pareto.summarise_margins(values[:, k])
+        table[metric] = {
+            "min": _estimate(summary.minimum, resampled[:, :, k].min(axis=1), level),
+            "max": _estimate(summary.maximum, resampled[:, :, k].max(axis=1), level),
+            "num_violating": summary.num_violating,
+        }
+    return table
+
+
+def _init(init: Mapping[str, float], x: str, y: str) -> dict[str, float]:
+    for metric in (x, y):
+        if metric not in init:
+            raise UserError(
+                f"the initialisation has no score {metric!r}", where="--init", fix=did_you_mean(metric, init)
+            )
+    return {x: init[x], y: init[y]}

@@ -1,0 +1,37 @@
+"""Linear interpolation: the sum of the models, each times its coefficient.
+
+Rewarded soups (Rame et al. 2023, arXiv:2306.04488) and model soups (Wortsman et al. 2022, arXiv:2203.05482).
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from soups.methods._weights import check_convex, one_hot
+
+BASE = "none"
+ELEMENTWISE = True
+
+
+def check(weights: Sequence[float], *, extrapolate: bool = False) -> None:
+    """Require coefficients in [0, 1] that sum to one, unless ``extrapolate``."""
+    check_convex(weights, extrapolate=extrapolate)
+
+
+def merge(
+    models: Sequence[Tensor],
+    weights: Sequence[float],
+    base: Tensor | None = None,
+    *,
+    extrapolate: bool = False,
+) -> Tensor:
+    """Return the sum of ``weights[i] * models[i]``; models with a coefficient of zero are not read."""
+    check(weights, extrapolate=extrapolate)
+    endpoint = one_hot(weights)
+    if endpoint is not None:
+        return models[endpoint]
+    total = models[0].new_zeros(models[0].shape)
+    for model, weight in zip(models, weights, strict=True):
+        if weight != 0:  # 0 * inf would poison the sum
+            total += model * weight  # product and sum rounded apart: the order of two models is irrelevant
+    return total

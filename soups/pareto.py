@@ -1,0 +1,148 @@
+"""Fronts and their quality, in numpy: every reward is maximised; subtract from zero what is a loss.
+
+Shapes: P points, K rewards, S samples, B bootstrap resamples, N experts. A set of points is an array (P, K).
+Definitions: hypervolume (Zitzler and Thiele 1999), IGD+ (Ishibuchi et al. 2015), additive epsilon (Zitzler et
+al. 2003), linear-connectivity margins (working hypothesis 1 of Rame et al. 2023, arXiv:2306.04488).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+def nondominated(points: Floats) -> NDArray[np.bool_]:
+    """Return the mask (P,) of points that no other point dominates; equal points are all kept.
+
+    a dominates b if a is at least b in every reward and above it in one.
+    """
+    at_least = (points[:, None, :] >= points[None, :, :]).all(axis=2)
+    above = (points[:, None, :] > points[None, :, :]).any(axis=2)
+    return np.logical_not((at_least & above).any(axis=0))
+
+
+def reference_point(points: Floats, margin: float = 0.1) -> Floats:
+    """Return the worst corner (K,) of the points, minus a fraction of their range so that extremes count."""
+    worst, best = points.min(axis=0), points.max(axis=0)
+    return worst - margin * (best - worst)
+
+
+def hypervolume(points: Floats, reference: Floats) -> float:
+    """Return the area that the points (P, 2) dominate above the reference (2,); higher is better."""
+    area, height = 0.0, float(reference[1])
+    for x, y in points[np.lexsort((points[:, 1], points[:, 0]))[::-1]]:
+        if x > reference[0] and y > height:
+            area += float((x - reference[0]) * (y - height))
+            height = float(y)
+    return area
+
+
+def hypervolumes(sets: Floats, reference: Floats) -> Floats:
+    """Return the hypervolume (B,) of each of B sets (B, P, 2) of points; see `hypervolume`."""
+    excess = np.maximum(sets - reference, 0.0)
+    order = np.argsort(-excess[:, :, 0], axis=1, kind="stable")
+    excess = np.take_along_axis(excess, order[:, :, None], axis=1)  # x falls, so the envelope of y rises
+    height = np.maximum.accumulate(excess[:, :, 1], axis=1)
+    steps = np.diff(height, axis=1, prepend=0.0)
+    return (excess[:, :, 0] * steps).sum(axis=1)
+
+
+def igd_plus(points: Floats, target: Floats) -> float:
+    """Return the mean distance from each target point to what the points miss of it; lower is better."""
+    shortfall = np.maximum(target[:, None, :] - points[None, :, :], 0.0)
+    return float(np.sqrt((shortfall**2).sum(axis=2)).min(axis=1).mean())
+
+
+def additive_epsilon(points: Floats, target: Floats) -> float:
+    """Return the smallest shift of the points that makes them weakly dominate the target; lower is better."""
+    return float((target[:, None, :] - points[None, :, :]).max(axis=2).min(axis=1).max())
+
+
+def normalise(points: Floats, box: Floats) -> Floats:
+    """Map points to the unit box spanned by ``box`` (P', K); a reward that is constant in it maps to zero."""
+    worst, span = box.min(axis=0), np.ptp(box, axis=0)
+    return (points - worst) / np.where(span > 0, span, 1.0)
+
+
+def heights(points: Floats, ends: Floats) -> Floats:
+    """Return the signed distance (P,) of points (P, 2) to the line through two ends (2, 2).
+
+    Positive above the line, that is on the side where both rewards grow, when the line falls.
+    """
+    along = ends[1] - ends[0]
+    length = float(np.hypot(along[0], along[1]))
+    if length == 0:
+        return np.zeros(len(points))
+    offset = points - ends[0]
+    sign = 1.0 if along[0] >= 0 else -1.0
+    return sign * (along[0] * offset[:, 1] - along[1] * offset[:, 0]) / length
+
+
+def knee(points: Floats, ends: Floats | None = None) -> int:
+    """Return the index of the non-dominated point (P, 2) farthest above a chord, in the box of the points.
+
+    Args:
+        points: rewards of the soups.
+        ends: the ends (2, 2) of the chord: the experts; by default the best point in each reward.
+    """
+    front = np.flatnonzero(nondominated(points))
+    if ends is None:
+        ends = points[[front[points[front, 0].argmax()], front[points[front, 1].argmax()]]]
+    above = heights(normalise(points[front], points), normalise(ends, points))
+    return int(front[above.argmax()])
+
+
+@dataclass(frozen=True)
+class Margins:
+    """Margins of one reward over all soups: soup minus straight line, as a fraction of the span."""
+
+    minimum: float
+    maximum: float
+    num_violating: int
+
+
+def margins(points: Floats, coefficients: Floats, experts: Floats) -> Floats:
+    """Return the margins (..., P, K) of the rewards of soups over the interpolated rewards of the experts.
+
+    Args:
+        points: rewards of the soups (..., P, K).
+        coefficients: of each soup (P, N).
+        experts: rewards of the experts (..., N, K).
+
+    The margin is divided by the range of the reward among the experts; where they are equal, by one.
+    """
+    span = np.ptp(experts, axis=-2, keepdims=True)
+    return (points - coefficients @ experts) / np.where(span > 0, span, 1.0)
+
+
+def summarise_margins(values: Floats, tolerance: float = 1e-9) -> Margins:
+    """Summarise the margins (P,) of one reward; rounding errors below the tolerance do not violate."""
+    return Margins(float(values.min()), float(values.max()), int((values < -tolerance).sum()))
+
+
+def num_below_chord(points: Floats, ends: Floats, tolerance: float = 1e-9) -> int:
+    """Count the points (P, 2) below the straight line between the two experts (2, 2), in their plane."""
+    box = np.concatenate([points, ends])
+    return int((heights(normalise(points, box), normalise(ends, box)) < -tolerance).sum())
+
+
+def resampled_means(scores: Floats, num_resamples: int = 1000, seed: int = 0) -> Floats:
+    """Return the mean scores (B, P, K) of bootstrap resamples of the samples of ``scores`` (P, S, K).
+
+    The bootstrap is paired: every point is averaged over the same resample, so that what is common to all
+    points (easy and hard samples) does not blur their differences.
+    """
+    num_points, num_samples, num_rewards = scores.shape
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(num_samples, np.full(num_samples, 1 / num_samples), size=num_resamples)
+    table = scores.transpose(1, 0, 2).reshape(num_samples, -1)
+    return (counts / num_samples @ table).reshape(num_resamples, num_points, num_rewards)
+
+
+def interval(values: Floats, level: float = 0.95) -> tuple[Floats, Floats]:
+    """Return the percentile interval over the first axis (B, ...), as two arrays (...)."""
+    tail = (1 - level) / 2
+    low, high = np.quantile(values, [tail, 1 - tail], axis=0)
+    return low, high

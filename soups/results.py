@@ -1,0 +1,119 @@
+"""The store of a sweep: ``results.jsonl``, append-only, a line per point, and ``sweep.json``, what was swept.
+
+A line of ``results.jsonl``::
+
+    {"key": "4be0...", "coefficients": {"bleu": 0.3, "cider": 0.7}, "metrics": {"CIDEr": 1.37},
+     "num_samples": 2, "scores": {"CIDEr": [1.3, 1.44]}, "samples": [], "seconds": 2.5}
+
+``metrics`` are the means of ``scores``; ``samples`` are examples to show. A line counts once it ends with a
+line feed, so that a process killed while writing loses one point and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from soups.errors import UserError
+
+RESULTS_NAME = "results.jsonl"
+SWEEP_NAME = "sweep.json"
+
+
+@dataclass(frozen=True)
+class Result:
+    """The scores of one point."""
+
+    key: str
+    coefficients: Mapping[str, float]
+    metrics: Mapping[str, float]
+    num_samples: int
+    scores: Mapping[str, Sequence[float]]
+    samples: Sequence[Mapping[str, str]] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def read_results(out_dir: Path) -> list[Result]:
+    """Read the complete lines; a torn last line is ignored.
+
+    Raises:
+        UserError: no such file, or a complete line that is not a result.
+    """
+    path = out_dir / RESULTS_NAME
+    if not path.is_file():
+        raise UserError(
+            f"no {RESULTS_NAME} in this folder",
+            where=str(out_dir),
+            fix="give the output folder of soups sweep",
+        )
+    with path.open("rb") as file:
+        return _parse(file, path)[0]
+
+
+@contextmanager
+def open_results(out_dir: Path) -> Iterator[tuple[list[Result], BinaryIO]]:
+    """Open the store for appending: yield the results already there and the file.
+
+    A torn last line is cut off. The file is locked, so that two sweeps cannot write into one folder.
+    """
+    path = out_dir / RESULTS_NAME
+    with path.open("a+b") as file:
+        _lock(file, out_dir)
+        file.seek(0)
+        results, end = _parse(file, path)
+        file.truncate(end)
+        file.seek(end)
+        yield results, file
+
+
+def append_result(file: BinaryIO, result: Result) -> None:
+    """Write one line and sync it to disk."""
+    file.write(json.dumps(asdict(result), allow_nan=False, ensure_ascii=False).encode() + b"\n")
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _parse(file: BinaryIO, path: Path) -> tuple[list[Result], int]:
+    """Return the results and the offset after the last complete line."""
+    results: list[Result] = []
+    end = 0
+    for number, line in enumerate(file, start=1):
+        if not line.endswith(b"\n"):
+            break  # torn: the process that wrote it was killed
+        try:
+            results.append(Result(**json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                "this line is not a result of a sweep", where=f"{path}, line {number}", fix="delete the line"
+            ) from error
+        end += len(line)
+    return results, end
+
+
+def _lock(file: BinaryIO, out_dir: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # not on Windows; two sweeps in one folder are then not noticed
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(
+            "another sweep is writing here", where=str(out_dir), fix="wait for it, or give another -o"
+        ) from error
+
+
+def read_manifest(out_dir: Path) -> dict[str, Any] | None:
+    """Return the content of ``sweep.json``, or None if there is none."""
+    path = out_dir / SWEEP_NAME
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError("not readable as JSON", where=str(path), fix="delete it to start over") from error

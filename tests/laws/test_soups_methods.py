@@ -1,0 +1,204 @@
+"""Laws that every merge method obeys; a new file in soups/methods/ is tested without an edit here."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from soups.errors import UserError
+from soups.methods import Method, get_method, method_names
+from soups.methods._weights import SUM_TOLERANCE
+
+METHODS = method_names()
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+WEIGHTS = st.integers(0, 20).map(lambda count: count / 20)
+
+
+def base_of(method: Method, like: torch.Tensor, seed: int = 99) -> torch.Tensor | None:
+    return None if method.base == "none" else random_tensor(seed, tuple(like.shape), like.dtype)
+
+
+def random_tensor(
+    seed: int, shape: tuple[int, ...] = (3, 5), dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(
+        a.contiguous().reshape(-1).view(torch.uint8), b.contiguous().reshape(-1).view(torch.uint8)
+    )
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@given(seed=st.integers(0, 2**16), chosen=st.integers(0, 1))
+@settings(max_examples=10, deadline=None)
+def test_all_the_weight_on_one_model_returns_its_bytes(name, dtype, seed, chosen):
+    method = get_method(name)
+    models = [random_tensor(seed, dtype=dtype), random_tensor(seed + 1, dtype=dtype)]
+    models[0][0, :3] = torch.tensor([float("nan"), float("inf"), -0.0], dtype=dtype)
+    weights = [0.0, 0.0]
+    weights[chosen] = 1.0
+    merged = method.merge(models, weights, base_of(method, models[0]))
+    assert same_bytes(merged, models[chosen])
+
+
+@pytest.mark.parametrize("name", METHODS)
+@given(seed=st.integers(0, 2**16), weight=WEIGHTS)
+@settings(max_examples=20, deadline=None)
+def test_order_of_models_is_irrelevant(name, seed, weight):
+    method = get_method(name)
+    models = [random_tensor(seed), random_tensor(seed + 1)]
+    base = base_of(method, models[0])
+    forward = method.merge(models, [1 - weight, weight], base)
+    backward = method.merge(models[::-1], [weight, 1 - weight], base)
+    assert same_bytes(forward, backward)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@given(seed=st.integers(0, 2**16), weight=WEIGHTS)
+@settings(max_examples=20, deadline=None)
+def test_copies_merge_to_themselves(name, seed, weight):
+    method = get_method(name)
+    model = random_tensor(seed)
+    merged = method.merge([model, model.clone()], [1 - weight, weight], base_of(method, model))
+    # float64 sums rounded once to float32: exact without a base, one rounding of (model - base) with it
+    torch.testing.assert_close(merged, model, rtol=2**-23, atol=0)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(), (1,), (4, 1, 3), (0, 2), (70_001,)], ids=str)
+def test_shape_and_dtype_are_kept(name, dtype, shape):
+    method = get_method(name)
+    models = [random_tensor(seed, shape, dtype) for seed in (1, 2)]
+    merged = method.merge(models, [0.5, 0.5], base_of(method, models[0]))
+    assert (merged.shape, merged.dtype) == (models[0].shape, dtype)
+    assert torch.isfinite(merged).all()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_inputs_are_untouched_and_not_returned(name):
+    method = get_method(name)
+    for weights in ([0.25, 0.75], [1.0, 0.0]):
+        models = [random_tensor(seed) for seed in (1, 2)]
+        base = base_of(method, models[0])
+        inputs = [tensor for tensor in (*models, base) if tensor is not None]
+        before = [tensor.clone() for tensor in inputs]
+        merged = method.merge(models, weights, base)
+        merged.add_(1)
+        assert all(same_bytes(old, new) for old, new in zip(before, inputs, strict=True))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_mixture_differs_from_both_models(name):
+    method = get_method(name)
+    models = [random_tensor(seed) for seed in (1, 2)]
+    merged = method.merge(models, [0.5, 0.5], base_of(method, models[0]))
+    assert not torch.equal(merged, models[0])
+    assert not torch.equal(merged, models[1])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_writing_into_a_strided_tensor_of_another_dtype_equals_merging(name):
+    method = get_method(name)
+    models = [random_tensor(seed, dtype=torch.bfloat16) for seed in (1, 2)]
+    base = base_of(method, models[0])
+    contiguous, strided = torch.empty(3, 5), torch.empty(5, 3).t()
+    method.merge_into(contiguous, models, [0.3, 0.7], base)
+    method.merge_into(strided, models, [0.3, 0.7], base)
+    assert torch.equal(contiguous, strided)
+    assert same_bytes(contiguous.to(torch.bfloat16), method.merge(models, [0.3, 0.7], base))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_unknown_and_mistyped_parameters_raise(name):
+    with pytest.raises(UserError, match="no parameter 'wieght'"):
+        get_method(name, {"wieght": 1.0})
+    for key in get_method(name).params:
+        with pytest.raises(UserError, match=key):
+            get_method(name, {key: "text"})
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_base_is_required_or_refused_as_declared(name):
+    method = get_method(name)
+    assert method.base in ("none", "optional", "required")
+    for has_base in (False, True):
+        fits = method.base == "optional" or has_base == (method.base == "required")
+        if fits:
+            method.check([0.5, 0.5], has_base=has_base)
+        else:
+            with pytest.raises(UserError, match="base"):
+                method.check([0.5, 0.5], has_base=has_base)
+
+
+@given(seed=st.integers(0, 2**16), counts=st.lists(st.integers(0, 9), min_size=3, max_size=3).filter(any))
+@settings(max_examples=30, deadline=None)
+def test_linear_is_the_weighted_sum_for_any_number_and_order_of_models(seed, counts):
+    weights = [count / sum(counts) for count in counts]
+    models = [random_tensor(seed + i) for i in range(3)]
+    expected = sum(model.double() * weight for model, weight in zip(models, weights, strict=True))
+    for order in itertools.permutations(range(3)):
+        merged = get_method("linear").merge([models[i] for i in order], [weights[i] for i in order])
+        torch.testing.assert_close(merged, expected.float(), rtol=2**-23, atol=1e-12)  # one float32 rounding
+
+
+@pytest.mark.parametrize("weights", [(-0.5, 1.5), (0.5, 0.6), (0.333, 0.333), (float("nan"), 1.0)])
+def test_linear_extrapolates_only_when_asked(weights):
+    models = [random_tensor(1), random_tensor(2)]
+    with pytest.raises(UserError, match="coefficients"):
+        get_method("linear").merge(models, weights)
+    merged = get_method("linear", {"extrapolate": True}).merge(models, weights)
+    torch.testing.assert_close(merged, weights[0] * models[0] + weights[1] * models[1], equal_nan=True)
+
+
+def test_sums_of_thirds_are_accepted():
+    get_method("linear").check([1 / 3] * 3, has_base=False)
+    assert abs(0.333 * 3 - 1) > SUM_TOLERANCE
+
+
+def test_zero_weight_ignores_infinities():
+    models = [torch.tensor([float("inf")]), torch.tensor([1.0]), torch.tensor([3.0])]
+    assert get_method("linear").merge(models, [0.0, 0.5, 0.5]).item() == 2.0
+
+
+def test_task_arithmetic_by_hand():
+    base, models = torch.tensor([1.0, 2.0]), [torch.tensor([3.0, 2.0]), torch.tensor([1.0, 6.0])]
+    assert get_method("task_arithmetic").merge(models, [0.5, -1.0], base).tolist() == [2.0, -2.0]
+    assert get_method("task_arithmetic", {"scale": 2}).merge(models, [1.0, 0.0], base).tolist() == [5.0, 2.0]
+
+
+def test_slerp_by_hand_stays_on_the_circle():
+    merged = get_method("slerp").merge([torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])], [2 / 3, 1 / 3])
+    torch.testing.assert_close(merged, torch.tensor([3**0.5 / 2, 0.5]))
+    base = torch.tensor([10.0, 10.0])
+    shifted = get_method("slerp").merge(
+        [torch.tensor([11.0, 10.0]), torch.tensor([10.0, 11.0])], [2 / 3, 1 / 3], base
+    )
+    torch.testing.assert_close(shifted, torch.tensor([10 + 3**0.5 / 2, 10.5]))
+
+
+@pytest.mark.parametrize(
+    "second", [[2.0, 0.0], [-1.0, 0.0], [0.0, 0.0]], ids=["parallel", "opposite", "zero"]
+)
+def test_slerp_without_a_unique_circle_is_linear(second):
+    merged = get_method("slerp").merge([torch.tensor([1.0, 0.0]), torch.tensor(second)], [0.25, 0.75])
+    torch.testing.assert_close(merged, torch.tensor([0.25 + 0.75 * second[0], 0.0]))
+
+
+def test_slerp_of_three_models_is_refused():
+    with pytest.raises(UserError, match="two models"):
+        get_method("slerp").check([0.2, 0.3, 0.5], has_base=False)
+
+
+def test_an_unknown_method_suggests_the_closest():
+    with pytest.raises(UserError, match="linaer") as error:
+        get_method("linaer")
+    assert "did you mean 'linear'?" in str(error.value)

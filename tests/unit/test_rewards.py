@@ -1,0 +1,164 @@
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from unival.errors import UserError
+from unival.metrics.bleu import bleu
+from unival.metrics.cider import CiderD
+from unival.metrics.rouge import rouge_l
+from unival.rewards import REWARDS, fit_cider, fit_vocabulary, get_reward, weighted_reward
+
+RECORDS: list[dict[str, Any]] = [
+    {
+        "uid": "1",
+        "captions": ["a cat face on a mat", "a cat face"],
+        "objects": ["cat face", "mat"],
+        "answers": ["cat"] * 3 + ["dog"] * 7,
+        "box": [0, 0, 10, 10],
+    },
+    {
+        "uid": "2",
+        "caption": "a dog runs under the sun",
+        "objects": ["dog", "sun", "cat"],
+        "answers": ["two"],
+        "box": [0, 0, 400, 400],
+    },
+]
+REFERENCES = [["a cat face on a mat", "a cat face"], ["a dog runs under the sun"]]
+PREDICTIONS = ["a cat on a mat", "a dog runs under the moon"]
+
+
+def score(name: str, predictions: Sequence[str], params: dict[str, Any] | None = None) -> list[float]:
+    rewards = get_reward(name, params, records=RECORDS)(predictions, RECORDS)
+    assert rewards.dtype == np.float64
+    assert rewards.shape == (2,)
+    return rewards.tolist()
+
+
+def test_caption_rewards_are_the_per_sample_metrics() -> None:
+    assert score("cider_d", PREDICTIONS) == CiderD(REFERENCES).score(PREDICTIONS).tolist()
+    assert score("rouge_l", PREDICTIONS) == rouge_l(PREDICTIONS, REFERENCES).per_sample.tolist()
+    for name in ("bleu1", "bleu4"):
+        assert score(name, PREDICTIONS) == bleu(PREDICTIONS, REFERENCES)[name].per_sample.tolist()
+    assert score("exact_match", ["a cat face", "a dog"]) == [1, 0]
+
+
+def test_cider_d_keeps_its_document_frequencies_on_other_batches() -> None:
+    reward = get_reward("cider_d", {"cider": fit_cider(RECORDS)})
+    assert reward(PREDICTIONS[1:], RECORDS[1:])[0] == reward(PREDICTIONS, RECORDS)[1] > 0
+
+
+def test_naming_rewards_know_the_names_of_all_records() -> None:
+    assert fit_vocabulary(RECORDS) == {"cat face", "mat", "dog", "sun", "cat"}
+    assert score("name_recall", ["a cat face", "a cat face and a dog"]) == pytest.approx([1 / 2, 1 / 3])
+    assert score("name_precision", ["a cat face and a dog", "a sun"]) == [0.5, 1]
+    assert score("name_recall", ["cat", "cat face"], {"vocabulary": []}) == pytest.approx([0, 1 / 3])
+
+
+@pytest.mark.parametrize(
+    ("num_words", "expected"), [(0, 0), (1, 1), (4, 1), (6, 0.75), (8, 0.5), (12, 0), (40, 0)]
+)
+def test_brevity_falls_linearly_between_its_bounds(num_words: int, expected: float) -> None:
+    reward = get_reward("brevity", {"min_words": 4, "max_words": 12})
+    assert reward(["word " * num_words], [{}]).tolist() == [expected]
+
+
+def test_box_rewards_read_text_and_respect_sizes() -> None:
+    predictions = ["0,0,10,10", "[0, 0, 400, 100]"]
+    assert score("iou", predictions) == pytest.approx([1, 0.25], abs=1e-7)  # + 1e-6 in a denominator of 100
+    assert score("box_accuracy", predictions) == [1, 0]
+    assert score("box_accuracy", predictions, {"threshold": 0.2}) == [1, 1]
+    assert score("box_accuracy", predictions, {"threshold": 0.2, "size": "large"}) == [0, 1]
+    assert score("iou", predictions, {"size": "small", "small_area_px": 50, "large_area_px": 60}) == [0, 0]
+    assert score("iou", ["", "a dog"]) == [0, 0]
+
+
+def test_box_rewards_take_parsed_boxes_and_refuse_position_tokens() -> None:
+    assert get_reward("box_accuracy")([[0.0, 0.0, 10.0, 10.0], None], RECORDS).tolist() == [1, 0]
+    with pytest.raises(UserError, match="needs pixels, not position tokens"):
+        get_reward("iou")(["0,0,1,1", "<bin_0> <bin_1> <bin_2> <bin_3>"], RECORDS)
+
+
+def test_vqa_accuracy_reads_answers() -> None:
+    assert score("vqa_accuracy", ["cat", "2"]) == pytest.approx([0.9, 1], abs=1e-12)
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_an_empty_batch_gives_no_reward(name: str) -> None:
+    rewards = get_reward(name, records=RECORDS)([], [])
+    assert rewards.shape == (0,)
+    assert rewards.dtype == np.float64
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_rewards_do_not_depend_on_the_rest_of_the_batch(name: str) -> None:
+    reward = get_reward(name, records=RECORDS)
+    both = reward(PREDICTIONS, RECORDS)
+    assert [
+        reward([text], [record])[0] for text, record in zip(PREDICTIONS, RECORDS, strict=True)
+    ] == both.tolist()
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_a_batch_of_unequal_lengths_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="1 predictions but 2 records"):
+        get_reward(name, records=RECORDS)(["a"], RECORDS)
+
+
+def test_a_missing_field_names_the_record_and_what_it_has() -> None:
+    with pytest.raises(UserError, match="no 'caption'") as caught:
+        get_reward("bleu1")(["a"], [{"uid": "7", "image": "x.png"}])
+    assert caught.value.where == "record 7"
+    assert caught.value.fix == "it has 'uid', 'image'"
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "message"),
+    [
+        ("cider", {}, "unknown reward 'cider'.*did you mean 'cider_d'"),
+        ("brevity", {"max_word": 9}, "unknown parameter 'max_word'.*did you mean 'max_words'"),
+        ("brevity", {"max_words": "9"}, "max_words is '9', not a whole number"),
+        ("brevity", {"max_words": 9.5}, "not a whole number"),
+        ("box_accuracy", {"threshold": True}, "threshold is True, not a number"),
+        ("cider_d", {}, "parameter 'cider' is missing"),
+        ("cider_d", {"cider": "df.json"}, "cider is a str.*pass a fitted CiderD"),
+        ("name_precision", {}, "parameter 'vocabulary' is missing"),
+        ("bleu1", {"n": 1}, "unknown parameter 'n'"),
+    ],
+)
+def test_wrong_names_and_parameters_are_user_errors(name: str, params: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        get_reward(name, params)
+
+
+def test_values_out_of_range_are_user_errors() -> None:
+    with pytest.raises(UserError, match="min_words is 5, max_words 5"):
+        get_reward("brevity", {"min_words": 5, "max_words": 5})(["a"], [{}])
+    with pytest.raises(UserError, match="unknown size class"):
+        get_reward("iou", {"size": "huge"})(["0,0,1,1"], RECORDS[:1])
+
+
+def test_weighted_sum_adds_its_terms() -> None:
+    weights = {"cider_d": 0.25, "brevity": -2, "name_recall": 1.0}
+    total = weighted_reward(weights, {"brevity": {"max_words": 8}}, records=RECORDS)(PREDICTIONS, RECORDS)
+    terms = [get_reward("cider_d", records=RECORDS), get_reward("brevity", {"max_words": 8})]
+    terms.append(get_reward("name_recall", records=RECORDS))
+    values = [term(PREDICTIONS, RECORDS) for term in terms]
+    np.testing.assert_allclose(total, 0.25 * values[0] - 2 * values[1] + values[2], rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("weights", "params", "message"),
+    [
+        ({}, {}, "no reward"),
+        ({"bleu1": float("nan")}, {}, "not a finite number"),
+        ({"bleu1": "0.5"}, {}, "not a finite number"),
+        ({"bleu": 1.0}, {}, "unknown reward 'bleu'"),
+        ({"bleu1": 1.0}, {"brevity": {}}, "'brevity', which has no weight"),
+    ],
+)
+def test_wrong_weights_are_user_errors(weights: dict[str, Any], params: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        weighted_reward(weights, params)

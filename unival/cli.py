@@ -1,0 +1,203 @@
+"""The command line: `unival {train,evaluate,predict,demo,tasks}`. Imports torch only inside a command."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from unival.errors import UserError, run_cli
+from unival.tasks import PREDICT_TASKS
+
+# Threads that spin while they wait make two busy programs on one machine slow each other down tenfold.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+app = typer.Typer(
+    name="unival",
+    help="Unified image, video, audio and text model: train, evaluate, predict.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+ModelOption = Annotated[str, typer.Option("--model", help="Model folder, or the name of a built-in model.")]
+
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML file under configs/.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key.sub=value ...")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete the run folder first.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train as a configuration says; the same command continues an interrupted run.
+
+    Example: unival train configs/demo/audio_caption.yaml seed=3 out=runs/audio
+    """
+    from unival.config import load_config
+    from unival.schema import RunConfig
+
+    resolved = load_config(config, overrides or [], RunConfig)
+    from unival.train import Interrupted, train as run
+
+    try:
+        folder = run(resolved, fresh)
+    except (Interrupted, KeyboardInterrupt) as stop:
+        print(f"{stop or 'interrupted'}", file=sys.stderr)
+        raise typer.Exit(130) from None
+    report = folder.parent / "evaluation.json"
+    results = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
+    if as_json:
+        print(json.dumps({"model": str(folder), "evaluations": results}))
+    else:
+        print(f"model: {folder}")
+        print_results(results)
+
+
+@app.command()
+def evaluate(
+    config: Annotated[Path, typer.Argument(help="YAML file with `evaluations`.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key.sub=value ...")] = None,
+    model: ModelOption = "unival-tiny",
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for results and predictions.")] = Path(
+        "runs/evaluation"
+    ),
+    only: Annotated[list[str] | None, typer.Option("--only", help="Names of the evaluations to run.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Evaluate a model; predictions and per-sample scores are kept.
+
+    Example: unival evaluate configs/eval/tiny.yaml --model unival-tiny --only vqa
+    """
+    from unival.config import load_config
+    from unival.schema import EvaluationSuite
+
+    suite = load_config(config, overrides or [], EvaluationSuite)
+    from unival.checkpoint import load_model
+    from unival.evaluate import evaluate_all, find_evaluation
+
+    network, processor = load_model(model)
+    results = evaluate_all(network, processor, find_evaluation(suite.evaluations, only or []), out)
+    if as_json:
+        print(json.dumps(results))
+    else:
+        print_results(results)
+
+
+@app.command()
+def predict(
+    task: Annotated[str, typer.Argument(help=f"One of: {', '.join(PREDICT_TASKS)}.")],
+    files: Annotated[list[str], typer.Argument(help="Media files or glob patterns.")],
+    text: Annotated[str | None, typer.Option("--text", help="Question, expression or statement.")] = None,
+    model: ModelOption = "unival-tiny",
+    beams: Annotated[int, typer.Option("--beams", min=1, help="Width of the beam search; 1 is greedy.")] = 1,
+    draw: Annotated[
+        Path | None, typer.Option("--draw", help="Grounding: write the picture with its box here.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Describe, answer, find.
+
+    Example: unival predict vqa picture.png --text "what is left of the cat?"
+    """
+    from unival.errors import did_you_mean
+
+    if task not in PREDICT_TASKS:
+        raise UserError(f"unknown task {task!r}", fix=did_you_mean(task, PREDICT_TASKS))
+    paths = expand(files)
+    from unival.predict import draw_box, pipeline
+
+    run = pipeline(task, model=model, num_beams=beams)
+    results = run(paths, text=text)
+    if run.draws_boxes:
+        for path, result in zip(paths, results, strict=True):
+            if result["prediction"] is not None:
+                result["drawing"] = str(draw_box(path, result["prediction"], text or "", draw, len(paths)))
+    if as_json:
+        print(json.dumps(results))
+        return
+    for result in results:
+        note = f"  -> {result['drawing']}" if "drawing" in result else ""
+        answer = result["prediction"]
+        shown = (
+            answer
+            if isinstance(answer, str)
+            else "no box"
+            if answer is None
+            else " ".join(f"{x:.1f}" for x in answer)
+        )
+        print(f"{result['file']}: {shown}{note}" if len(results) > 1 else f"{shown}{note}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the report and all runs.")] = Path(
+        "runs/demo"
+    ),
+    configs: Annotated[Path, typer.Option("--configs", help="Folder of the demo's YAML files.")] = Path(
+        "configs/demo"
+    ),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run the whole path in minutes and write OUT/index.html; interrupted, the same command continues."""
+    from unival.demo import run_demo
+
+    summary = run_demo(out, configs, fresh)
+    print(json.dumps(summary) if as_json else f"report: {summary['report']}")
+
+
+@app.command()
+def tasks(as_json: JsonOption = False) -> None:
+    """List tasks that `predict` knows."""
+    print(json.dumps(list(PREDICT_TASKS)) if as_json else "\n".join(PREDICT_TASKS))
+
+
+def expand(patterns: list[str]) -> list[str]:
+    """Expand glob patterns that the shell left alone; every name must lead to a file."""
+    import glob
+
+    paths = []
+    for pattern in patterns:
+        if Path(pattern).exists():
+            paths.append(pattern)
+            continue
+        found = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else []  # noqa: PTH207 (patterns may be absolute)
+        if not found:
+            raise UserError(f"no such file: {pattern}", fix="check the path or the pattern")
+        paths += found
+    return paths
+
+
+def print_results(results: dict[str, Any]) -> None:
+    """Print evaluation results as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("evaluation", "metric", "mean", "95 % interval", "samples")
+    for name, result in results.items():
+        for metric, value in result["metrics"].items():
+            interval = f"{value['low']:.3f} to {value['high']:.3f}"
+            table.add_row(name, metric, f"{value['mean']:.3f}", interval, str(result["samples"]))
+        for kind, row in result.get("question_types", {}).items():
+            table.add_row(
+                name,
+                f"accuracy, {kind}",
+                f"{row['accuracy']:.3f}",
+                f"guess {row['most_frequent_answer']:.3f}",
+                str(row["samples"]),
+            )
+    if results:
+        Console().print(table)
+
+
+def main() -> None:
+    """Run the command line: wrong input ends in one to three lines and exit code 2."""
+    run_cli(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""Generate answers for a split, score them, keep every prediction and every per-sample score."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from unival.checkpoint import load_model
+from unival.data.source import Source, open_source
+from unival.errors import UserError, did_you_mean
+from unival.log import track
+from unival.metrics.bootstrap import bootstrap_mean
+from unival.model.modeling import UnivalForConditionalGeneration
+from unival.model.processing import UnivalProcessor
+from unival.schema import EvaluationConfig, SourceConfig
+from unival.tasks.base import Scores, Task, get_task
+
+
+@dataclass(slots=True)
+class Evaluation:
+    """Predictions and per-sample scores of one task on one split."""
+
+    records: list[Mapping[str, Any]]
+    predictions: list[Any]
+    scores: Scores
+
+    def summary(self) -> dict[str, Any]:
+        """Return means with 95 % bootstrap intervals, and means per question type where rows have one."""
+        means = {
+            name: dict(zip(("mean", "low", "high"), bootstrap_mean(s), strict=True))
+            for name, s in self.scores.items()
+        }
+        summary: dict[str, Any] = {"samples": len(self.records), "metrics": means}
+        if all("question_type" in record for record in self.records):
+            summary["question_types"] = self._by_type()
+        return summary
+
+    def _by_type(self) -> dict[str, dict[str, float]]:
+        types = np.array([record["question_type"] for record in self.records])
+        table = {}
+        for kind in sorted(set(types)):
+            answers = Counter(r["answers"][0] for r, t in zip(self.records, types, strict=True) if t == kind)
+            total = sum(answers.values())
+            table[str(kind)] = {
+                "samples": total,
+                "accuracy": float(self.scores["accuracy"][types == kind].mean()),
+                "most_frequent_answer": answers.most_common(1)[0][1] / total,
+            }
+        return table
+
+
+def generate(
+    model: UnivalForConditionalGeneration,
+    processor: UnivalProcessor,
+    task: Task,
+    inputs: Mapping[str, torch.Tensor],
+    num_beams: int = 1,
+) -> list[str]:
+    """Return the generated texts of a batch: greedy, or beam search with length-normalised scores."""
+    with torch.inference_mode():
+        ids = model.generate(
+            **inputs,
+            do_sample=False,
+            num_beams=num_beams,
+            max_new_tokens=task.max_new_tokens,
+            min_new_tokens=task.min_new_tokens,
+        )
+    return processor.decode(ids)
+
+
+def evaluate(
+    model: UnivalForConditionalGeneration,
+    processor: UnivalProcessor,
+    task: Task,
+    source: Source,
+    batch_size: int = 64,
+    num_beams: int = 1,
+    description: str = "evaluate",
+) -> Evaluation:
+    """Evaluate a task on all rows of a source (one row per medium where the source offers several)."""
+    model.eval()
+    records = [source[index] for index in range(len(source))]
+    examples = [task.example(record) for record in records]
+    predictions = []
+    starts = range(0, len(examples), batch_size)
+    for start in track(starts, description, len(starts)):
+        batch = processor.collate(examples[start : start + batch_size])
+        texts = generate(model, processor, task, batch.inputs, num_beams)
+        rows = records[start : start + batch_size]
+        predictions += [task.parse(text, record) for text, record in zip(texts, rows, strict=True)]
+    return Evaluation(records, predictions, task.score(predictions, records))
+
+
+def run_evaluation(
+    model: UnivalForConditionalGeneration, processor: UnivalProcessor, config: EvaluationConfig
+) -> Evaluation:
+    """Evaluate as a configuration says."""
+    task = get_task(config.task, config.task_args)
+    source = open_source(config.source, config.task, task.modality)
+    return evaluate(
+        model, processor, task, source, config.batch_size, config.num_beams, f"evaluate {config.name}"
+    )
+
+
+def evaluate_all(
+    model: UnivalForConditionalGeneration,
+    processor: UnivalProcessor,
+    configs: Sequence[EvaluationConfig],
+    out_dir: str | Path,
+) -> dict[str, Any]:
+    """Run evaluations; write `evaluation.json` (summaries) and `predictions-<name>.jsonl`."""
+    out_dir = Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    report = {}
+    for config in configs:
+        result = run_evaluation(model, processor, config)
+        report[config.name] = result.summary()
+        write_predictions(out_dir / f"predictions-{config.name}.jsonl", result)
+    temporary = out_dir / ".evaluation.json.tmp"
+    temporary.write_text(json.dumps(report, indent=1), encoding="utf-8")
+    temporary.replace(out_dir / "evaluation.json")
+    return report
+
+
+def write_predictions(path: Path, result: Evaluation) -> None:
+    """Write one JSON line per sample: the text fields of its record, the prediction and its scores."""
+    with path.open("w", encoding="utf-8") as file:
+        for index, (record, prediction) in enumerate(zip(result.records, result.predictions, strict=True)):
+            fields = {k: v for k, v in record.items() if isinstance(v, str | int | float | list)}
+            scores = {name: float(values[index]) for name, values in result.scores.items()}
+            file.write(json.dumps(fields | {"prediction": prediction, "scores": scores}) + "\n")
+
+
+class SoupEvaluator:
+    """What `soups sweep` calls: live tensors to write a point into, and per-sample scores of the model they make."""
+
+    def __init__(
+        self,
+        model: UnivalForConditionalGeneration,
+        processor: UnivalProcessor,
+        task: Task,
+        source: Source,
+        metrics: Sequence[str],
+        batch_size: int,
+    ) -> None:
+        self.model, self.processor, self.task, self.metrics = model, processor, task, metrics
+        self.records = [source[index] for index in range(len(source))]
+        examples = [task.example(record) for record in self.records]
+        starts = range(0, len(examples), batch_size)
+        self.batches = [processor.collate(examples[start : start + batch_size]) for start in starts]
+        from unival.rewards import REWARDS, get_reward
+
+        self.rewards = {m: get_reward(m, records=self.records) for m in metrics if m in REWARDS}
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return the live tensors."""
+        return self.model.state_dict()
+
+    def evaluate(self) -> dict[str, list[float]]:
+        """Return per-sample scores of the current weights."""
+        texts = [t for b in self.batches for t in generate(self.model, self.processor, self.task, b.inputs)]
+        predictions = [self.task.parse(t, r) for t, r in zip(texts, self.records, strict=True)]
+        scores: dict[str, Any] = dict(self.task.score(predictions, self.records))
+        scores |= {name: reward(predictions, self.records) for name, reward in self.rewards.items()}
+        for name in self.metrics:
+            if name not in scores:
+                raise UserError(f"unknown metric {name!r}", fix=did_you_mean(name, scores))
+        return {name: [float(v) for v in scores[name]] for name in self.metrics}
+
+
+def soup_evaluator(
+    checkpoint: str,
+    task: str = "caption",
+    metrics: str = "cider_d",
+    limit: str = "200",
+    split: str = "test",
+    styles: str = "",
+    modality: str = "image",
+    batch_size: str = "100",
+) -> SoupEvaluator:
+    """Evaluator for `soups sweep --evaluator unival.evaluate:soup_evaluator --arg task=vqa ...`.
+
+    Args:
+        checkpoint: Model folder that supplies configuration and processor.
+        task, modality: What to evaluate.
+        metrics: Comma-separated metrics of the task or rewards.
+        limit, split, styles: Rows of the embedded world; styles are comma-separated.
+        batch_size: Rows per forward pass.
+    """
+    model, processor = load_model(checkpoint)
+    unit = get_task(task, {"modality": modality})
+    source_config = SourceConfig.model_validate(
+        {"world": split, "limit": int(limit), "styles": styles.split(",") if styles else None}
+    )
+    source = open_source(source_config, task, unit.modality)
+    return SoupEvaluator(model, processor, unit, source, metrics.split(","), int(batch_size))
+
+
+def find_evaluation(configs: Sequence[EvaluationConfig], names: Sequence[str]) -> list[EvaluationConfig]:
+    """Select evaluations by name.
+
+    Raises:
+        UserError: If a name is unknown.
+    """
+    by_name = {config.name: config for config in configs}
+    for name in names:
+        if name not in by_name:
+            raise UserError(f"unknown evaluation {name!r}", fix=did_you_mean(name, by_name))
+    return [by_name[name] for name in names] if names else list(configs)

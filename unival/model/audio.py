@@ -1,0 +1,128 @@
+"""Audio encoder: PANN-style CNN on a log-mel spectrogram (Kong et al. 2020; specification 2.8)."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchaudio.functional import melscale_fbanks
+
+
+class LogMel(nn.Module):
+    """Power spectrogram to log-mel in decibels. The filter bank is stored, because released models carry their own."""
+
+    def __init__(self, sample_rate: int, n_fft: int, mel_bins: int, fmin: float, fmax: float) -> None:
+        super().__init__()
+        self.arguments = (n_fft // 2 + 1, fmin, fmax, mel_bins, sample_rate)
+        self.melW = nn.Parameter(torch.empty(n_fft // 2 + 1, mel_bins), requires_grad=False)
+
+    def filter_bank(self) -> Tensor:
+        """Compute the (n_fft / 2 + 1, mel_bins) filter bank, Slaney scale and norm."""
+        with torch.device("cpu"):
+            return melscale_fbanks(*self.arguments, norm="slaney", mel_scale="slaney")
+
+    def forward(self, power: Tensor) -> Tensor:
+        """Map a power spectrogram (B, T, n_fft / 2 + 1) to (B, T, mel_bins) in dB, floor -100."""
+        return 10.0 * torch.log10((power @ self.melW).clamp(min=1e-10))
+
+
+class ConvBlock(nn.Module):
+    """Two 3x3 convolutions with batch norm and ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform `x` (B, C, T, M)."""
+        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+
+
+class PannCNN(nn.Module):
+    """Log-mel front end and convolution blocks; defaults are Cnn14 as in the original.
+
+    Args:
+        channels: Output channels per block. Every block but the last halves time and mel.
+        sample_rate: Of the waveform, in Hz.
+        n_fft, hop: Window and hop of the spectrogram, in samples.
+        mel_bins, fmin, fmax: Mel filter bank, in bins and Hz.
+        spec_augment: Stripes of up to `time_stripe` frames and `mel_stripe` bins dropped twice while training.
+        dropout: After every block but the last, while training.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int] = (64, 128, 256, 512, 1024, 2048),
+        sample_rate: int = 48000,
+        n_fft: int = 1024,
+        hop: int = 200,
+        mel_bins: int = 64,
+        fmin: float = 50.0,
+        fmax: float = 14000.0,
+        time_stripe: int = 64,
+        mel_stripe: int = 8,
+        dropout: float = 0.2,
+    ) -> None:
+        super().__init__()
+        self.n_fft, self.hop, self.dropout = n_fft, hop, dropout
+        self.stripes = (time_stripe, mel_stripe)
+        self.logmel_extractor = LogMel(sample_rate, n_fft, mel_bins, fmin, fmax)
+        self.bn0 = nn.BatchNorm2d(mel_bins)
+        previous = 1
+        for index, width in enumerate(channels):
+            self.add_module(f"conv_block{index + 1}", ConvBlock(previous, width))
+            previous = width
+        self.num_blocks = len(channels)
+        self.out_channels = previous
+
+    def spectrogram(self, waveform: Tensor) -> Tensor:
+        """Return the power spectrogram (B, T, n_fft / 2 + 1) of `waveform` (B, samples), always in float32."""
+        window = hann_window(self.n_fft, str(waveform.device))
+        spectrum = torch.stft(
+            waveform.float(),
+            self.n_fft,
+            self.hop,
+            window=window,
+            center=True,
+            pad_mode="reflect",
+            return_complex=True,
+        )
+        return spectrum.abs().square().transpose(1, 2)
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """Map a waveform (B, samples) in [-1, 1] to features (B, C, T', M')."""
+        x = self.logmel_extractor(self.spectrogram(waveform))[:, None]  # B 1 T M
+        x = self.bn0(x.transpose(1, 3)).transpose(1, 3)
+        if self.training:
+            x = drop_stripes(x, *self.stripes)
+        for index in range(self.num_blocks):
+            x = self.get_submodule(f"conv_block{index + 1}")(x)
+            if index < self.num_blocks - 1:
+                x = F.dropout(F.avg_pool2d(x, 2), self.dropout, self.training)
+        return x
+
+
+def drop_stripes(x: Tensor, time_stripe: int, mel_stripe: int) -> Tensor:
+    """Zero two random time stripes and two random mel stripes per sample (SpecAugment, Park et al. 2019)."""
+    keep = torch.ones_like(x)
+    for axis, limit in ((2, time_stripe), (3, mel_stripe)):
+        size = x.shape[axis]
+        position = torch.arange(size, device=x.device)
+        for _ in range(2):
+            width = torch.randint(0, min(limit, size) + 1, (len(x), 1), device=x.device)
+            start = (torch.rand(len(x), 1, device=x.device) * (size - width)).long()
+            dropped = (position >= start) & (position < start + width)  # B size
+            keep = keep.masked_fill(
+                dropped[:, None, :, None] if axis == 2 else dropped[:, None, None, :], 0.0
+            )
+    return x * keep
+
+
+@lru_cache(maxsize=8)
+def hann_window(length: int, device: str) -> Tensor:
+    """Return a periodic Hann window."""
+    return torch.hann_window(length, device=device)

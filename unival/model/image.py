@@ -1,0 +1,35 @@
+"""Image encoder: any timm backbone, read at one feature level (the original: ResNet-101, specification 2.6)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+
+def build_image_encoder(options: Mapping[str, Any]) -> tuple[nn.Module, int]:
+    """Return a module that maps (B, 3, H, W) to (B, C, H / stride, W / stride), and C.
+
+    Args:
+        options: `name` of a timm model, `out_index` of the feature level, further arguments for `timm.create_model`.
+
+    Raises:
+        ValueError: If timm does not know the name or the arguments; the message lists close names.
+    """
+    arguments = dict(options)
+    name, out_index = arguments.pop("name"), arguments.pop("out_index", -1)
+    if not timm.is_model(name):
+        close = timm.list_models(f"*{name[:6]}*")[:5]
+        raise ValueError(
+            f"image_encoder.name {name!r} is not a timm model; close names: {', '.join(close) or 'none'}"
+        )
+    backbone = timm.create_model(
+        name, features_only=True, out_indices=[out_index], pretrained=False, **arguments
+    )
+    return backbone, backbone.feature_info.channels()[-1]
+
+
+def image_features(backbone: nn.Module, pixels: Tensor) -> Tensor:
+    """Run `backbone` on `pixels` (B, 3, H, W) in channels-last layout, which convolutions prefer on CPUs and GPUs."""
+    return backbone(pixels.contiguous(memory_format=torch.channels_last))[-1]

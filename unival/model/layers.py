@@ -1,0 +1,171 @@
+"""Attention and Transformer layers: BART's shape with scaled heads and extra norms (specification 2.3, 2.4).
+
+Shapes: B batch, S source tokens, T target tokens, D width, H heads, K head width.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.cache_utils import Cache, EncoderDecoderCache
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drop the residual branch of whole samples, rescale the kept ones."""
+
+    def __init__(self, rate: float = 0.0) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply to `x` (B, T, D)."""
+        if not self.training or self.rate == 0.0:
+            return x
+        keep = torch.rand(x.shape[0], 1, 1, device=x.device) >= self.rate
+        return x * keep / (1.0 - self.rate)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with an additive bias and one learned scale per head (`c_attn`)."""
+
+    def __init__(self, d_model: int, num_heads: int, scale_factor: float, layer_index: int) -> None:
+        super().__init__()
+        if d_model % num_heads:
+            raise ValueError(f"d_model {d_model} is not a multiple of {num_heads} attention heads")
+        self.num_heads = num_heads
+        self.layer_index = layer_index
+        self.scale = (d_model // num_heads * scale_factor) ** -0.5
+        self.q_proj = nn.Linear(d_model, d_model)
+        self.k_proj = nn.Linear(d_model, d_model)
+        self.v_proj = nn.Linear(d_model, d_model)
+        self.out_proj = nn.Linear(d_model, d_model)
+        self.c_attn = nn.Parameter(torch.ones(num_heads))
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        """Reshape (B, T, D) to (B, H, T, K)."""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def forward(
+        self, x: Tensor, bias: Tensor, memory: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor:
+        """Attend from `x` (B, T, D) to itself or to `memory` (B, S, D).
+
+        Args:
+            x: Queries.
+            bias: Added to the logits, broadcastable to (B, H, T, S); masked keys hold the dtype's minimum.
+            memory: Encoder output for cross-attention; None for self-attention.
+            cache: Key/value cache of `generate`; cross-attention keys are computed once per generation.
+        """
+        key, value = self._keys_and_values(x, memory, cache)
+        query = self.split_heads(self.q_proj(x))
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=self.scale)  # B H T K
+        out = out * self.c_attn[:, None, None]
+        return self.out_proj(out.transpose(1, 2).flatten(2))
+
+    def _keys_and_values(
+        self, x: Tensor, memory: Tensor | None, cache: Cache | None
+    ) -> tuple[Tensor, Tensor]:
+        if memory is None:
+            key, value = self.split_heads(self.k_proj(x)), self.split_heads(self.v_proj(x))
+            if isinstance(cache, EncoderDecoderCache):
+                key, value = cache.self_attention_cache.update(key, value, self.layer_index)
+            return key, value
+        if isinstance(cache, EncoderDecoderCache) and cache.is_updated.get(self.layer_index):
+            layer = cache.cross_attention_cache.layers[self.layer_index]
+            return layer.keys, layer.values  # pyright: ignore[reportReturnType]
+        key, value = self.split_heads(self.k_proj(memory)), self.split_heads(self.v_proj(memory))
+        if isinstance(cache, EncoderDecoderCache):
+            key, value = cache.cross_attention_cache.update(key, value, self.layer_index)
+            cache.is_updated[self.layer_index] = True
+        return key, value
+
+
+class FeedForward(nn.Module):
+    """The feed-forward half that both kinds of layer share; its parameters keep the original's names."""
+
+    final_layer_norm: nn.LayerNorm
+    fc1: nn.Linear
+    ffn_layernorm: nn.LayerNorm
+    fc2: nn.Linear
+
+    def add_feed_forward(self, d_model: int, ffn_dim: int) -> None:
+        """Create the parameters under the original's names."""
+        self.final_layer_norm = nn.LayerNorm(d_model)
+        self.fc1 = nn.Linear(d_model, ffn_dim)
+        self.ffn_layernorm = nn.LayerNorm(ffn_dim)
+        self.fc2 = nn.Linear(ffn_dim, d_model)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """Return the residual branch of `x` (B, T, D)."""
+        return self.fc2(self.ffn_layernorm(F.gelu(self.fc1(self.final_layer_norm(x)))))
+
+
+class Residual(nn.Module):
+    """Dropout and stochastic depth applied to a residual branch."""
+
+    def __init__(self, dropout: float, drop_path: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, branch: Tensor) -> Tensor:
+        """Return `x` plus the regularised branch."""
+        return x + self.drop_path(self.dropout(branch))
+
+
+class EncoderLayer(FeedForward):
+    """Pre-norm self-attention and feed-forward, each with a norm inside its branch."""
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int,
+        ffn_dim: int,
+        scale_factor: float,
+        dropout: float,
+        drop_path: float,
+    ) -> None:
+        super().__init__()
+        self.self_attn_layer_norm = nn.LayerNorm(d_model)
+        self.self_attn = Attention(d_model, num_heads, scale_factor, 0)
+        self.attn_ln = nn.LayerNorm(d_model)
+        self.add_feed_forward(d_model, ffn_dim)
+        self.residual = Residual(dropout, drop_path)
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        """Transform `x` (B, S, D) under `bias` (broadcastable to (B, H, S, S))."""
+        x = self.residual(x, self.attn_ln(self.self_attn(self.self_attn_layer_norm(x), bias)))
+        return self.residual(x, self.feed_forward(x))
+
+
+class DecoderLayer(FeedForward):
+    """Pre-norm causal self-attention, cross-attention and feed-forward, each with a norm inside its branch."""
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int,
+        ffn_dim: int,
+        scale_factor: float,
+        dropout: float,
+        drop_path: float,
+        layer_index: int,
+    ) -> None:
+        super().__init__()
+        self.self_attn_layer_norm = nn.LayerNorm(d_model)
+        self.self_attn = Attention(d_model, num_heads, scale_factor, layer_index)
+        self.self_attn_ln = nn.LayerNorm(d_model)
+        self.encoder_attn_layer_norm = nn.LayerNorm(d_model)
+        self.encoder_attn = Attention(d_model, num_heads, scale_factor, layer_index)
+        self.cross_attn_ln = nn.LayerNorm(d_model)
+        self.add_feed_forward(d_model, ffn_dim)
+        self.residual = Residual(dropout, drop_path)
+
+    def forward(
+        self, x: Tensor, self_bias: Tensor, memory: Tensor, cross_bias: Tensor, cache: Cache | None = None
+    ) -> Tensor:
+        """Transform `x` (B, T, D) given `memory` (B, S, D)."""
+        branch = self.self_attn(self.self_attn_layer_norm(x), self_bias, cache=cache)
+        x = self.residual(x, self.self_attn_ln(branch))
+        branch = self.encoder_attn(self.encoder_attn_layer_norm(x), cross_bias, memory=memory, cache=cache)
+        x = self.residual(x, self.cross_attn_ln(branch))
+        return self.residual(x, self.feed_forward(x))

@@ -1,0 +1,65 @@
+"""The interface between the loop and what it minimises."""
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from unival.batch import Batch
+from unival.errors import UserError, did_you_mean
+from unival.model.modeling import UnivalForConditionalGeneration
+from unival.model.processing import UnivalProcessor
+
+
+@dataclass(slots=True)
+class Loss:
+    """A loss and what to log.
+
+    Attributes:
+        value: Scalar to minimise, a mean over target tokens or samples.
+        logs: Numbers by name; per-task losses are named `loss/<task>`.
+    """
+
+    value: Tensor
+    logs: dict[str, float] = field(default_factory=dict)
+
+
+class Objective(Protocol):
+    """Callable on every batch of every step."""
+
+    def __call__(self, model: UnivalForConditionalGeneration, batch: Batch) -> Loss:
+        """Return the loss of one batch."""
+        ...
+
+
+def get_objective(
+    name: str,
+    args: Mapping[str, Any],
+    processor: UnivalProcessor,
+    rows: Callable[[], Sequence[Mapping[str, Any]]],
+) -> Objective:
+    """Build the objective in `unival/objectives/<name>.py` with checked arguments.
+
+    Args:
+        name, args: From the configuration.
+        processor: Belongs to the model.
+        rows: Returns records of the stage's stream, for objectives that need corpus statistics.
+
+    Raises:
+        UserError: If there is no such file or it takes no such argument.
+    """
+    names = sorted(p.stem for p in Path(__file__).parent.glob("[a-z]*.py") if p.stem != "base")
+    if name not in names:
+        raise UserError(f"unknown objective {name!r}", fix=did_you_mean(name, names))
+    cls = importlib.import_module(f"unival.objectives.{name}").Objective
+    parameters = inspect.signature(cls).parameters
+    given = {"processor": processor, "rows": rows}
+    known = [p for p in parameters if p not in given]
+    for key in args:
+        if key not in known:
+            raise UserError(f"objective {name} has no argument {key!r}", fix=did_you_mean(key, known))
+    return cls(**{k: v for k, v in given.items() if k in parameters}, **args)

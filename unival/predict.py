@@ -1,0 +1,126 @@
+"""One-line inference: `unival.pipeline("caption")("picture.png")`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+from unival.checkpoint import load_model as load
+from unival.data.image import load_image
+from unival.errors import UserError, did_you_mean
+from unival.evaluate import generate
+from unival.tasks import PREDICT_TASKS
+from unival.tasks.base import get_task
+
+__all__ = ["Pipeline", "draw_box", "load", "pipeline"]
+
+TEXT_FIELD = {"vqa": "question", "grounding": "text", "entailment": "text"}
+BATCH_SIZE = 32
+
+
+class Pipeline:
+    """A task bound to a model. Call it with one medium or several; see `pipeline`."""
+
+    def __init__(self, task: str, model: str | Path, num_beams: int) -> None:
+        if task not in PREDICT_TASKS:
+            raise UserError(f"unknown task {task!r}", fix=did_you_mean(task, PREDICT_TASKS))
+        name, modality = PREDICT_TASKS[task]
+        self.name, self.num_beams = task, num_beams
+        self.model, self.processor = load(model)
+        if getattr(self.model.config, f"{modality}_encoder") is None:
+            raise UserError(
+                f"the model cannot read {modality}: it has no {modality} encoder",
+                where=str(model),
+                fix=f"fine-tune one first, for example with configs/demo/{modality}_caption.yaml, and give --model",
+            )
+        args: dict[str, Any] = {"modality": modality}
+        if name == "grounding":
+            args["num_bins"] = self.processor.num_bins
+        self.task = get_task(name, args)
+        self.text_field = TEXT_FIELD.get(name)
+        self.draws_boxes = name == "grounding"
+
+    def __call__(self, media: Any, text: str | None = None) -> Any:
+        """Predict for one medium (path, bytes, PIL image, array), or for a list of them.
+
+        Args:
+            media: What to look at or listen to.
+            text: The question of `vqa`, the expression of `grounding`, the statement of `entailment`.
+
+        Returns:
+            `{"file", "task", "prediction"}` for one medium, a list of them for a list. The prediction is text, or for
+            grounding a box `[x0, y0, x1, y1]` in pixels, or None if the model wrote no box.
+
+        Raises:
+            UserError: If a file cannot be read, or the task needs a text and none is given.
+        """
+        if self.text_field and not text:
+            raise UserError(
+                f"{self.name} needs a text",
+                fix=f'give --text "..." (or text="...") with the {self.text_field}',
+            )
+        items = list(media) if isinstance(media, Sequence) and not isinstance(media, str | bytes) else [media]
+        results = []
+        for start in range(0, len(items), BATCH_SIZE):
+            records = [
+                self._record(item, text, start + i)
+                for i, item in enumerate(items[start : start + BATCH_SIZE])
+            ]
+            batch = self.processor.collate([self.task.example(record) for record in records])
+            texts = generate(self.model, self.processor, self.task, batch.inputs, self.num_beams)
+            for record, answer in zip(records, texts, strict=True):
+                prediction = self.task.parse(answer, record)
+                results.append({"file": record["file"], "task": self.name, "prediction": prediction})
+        return results if isinstance(media, list | tuple) else results[0]
+
+    def _record(self, item: Any, text: str | None, index: int) -> dict[str, Any]:
+        label = str(item) if isinstance(item, str | Path) else f"input {index}"
+        record: dict[str, Any] = {"uid": f"{index}:{label}", "file": label, self.task.modality: item}
+        if self.task.modality == "image":
+            picture = load_image(item)
+            record |= {"image": picture, "width": picture.width, "height": picture.height}
+        if self.text_field:
+            record[self.text_field] = text
+        return record
+
+
+def pipeline(task: str, model: str | Path = "unival-tiny", num_beams: int = 1) -> Pipeline:
+    """Return a callable for a task: `caption`, `vqa`, `grounding`, `entailment`, `video-caption`, `audio-caption`, ...
+
+    Example:
+        >>> import unival
+        >>> describe = unival.pipeline("caption")  # doctest: +SKIP
+        >>> describe("picture.png")["prediction"]  # doctest: +SKIP
+        'a red apple above a cat'
+    """
+    return Pipeline(task, model, num_beams)
+
+
+def draw_box(path: str, box: Sequence[float], label: str, out: Path | None, num_files: int) -> Path:
+    """Draw a box on a picture and save it as PNG.
+
+    Args:
+        path: The picture.
+        box: x0, y0, x1, y1 in its pixels.
+        label: Written above the box.
+        out: A PNG file, or a folder when there are several pictures; by default `<name>.box.png` beside the picture.
+        num_files: How many pictures are being drawn.
+    """
+    source = Path(path)
+    target = out or source.with_name(f"{source.stem}.box.png")
+    if out is not None and (num_files > 1 or out.suffix == ""):
+        out.mkdir(parents=True, exist_ok=True)
+        target = out / f"{source.stem}.box.png"
+    picture = load_image(path)
+    scale = max(1, round(384 / max(picture.size)))
+    picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.LANCZOS)
+    pen = ImageDraw.Draw(picture)
+    x0, y0, x1, y1 = (c * scale for c in box)
+    x0, x1, y0, y1 = min(x0, x1), max(x0, x1), min(y0, y1), max(y0, y1)
+    pen.rectangle((x0, y0, x1, y1), outline=(220, 30, 60), width=max(2, picture.width // 160))
+    pen.text((x0 + 4, max(y0 - 14, 2)), label, fill=(220, 30, 60))
+    temporary = target.with_name(f".{target.name}.tmp")
+    picture.save(temporary, "PNG")
+    temporary.replace(target)
+    return target
