@@ -42,7 +42,7 @@ from unival.objectives.base import Objective, get_objective
 from unival.optim import build_optimizer, freeze, learning_rate, set_train_mode
 from unival.schema import RunConfig, StageConfig
 
-NUM_TOKENIZER_ROWS = 2000
+NUM_TOKENIZER_ROWS = 500
 NUM_STATISTICS_ROWS = 1000
 
 

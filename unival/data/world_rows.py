@@ -19,6 +19,8 @@ from unival.data.sounds import Sounds, sound_questions
 
 DEFAULT_LIMIT = {"train": 10**9, "validation": 1000, "test": 1000}
 VARIANTS = 4
+DETAILED_FRACTION = 0.15
+BRIEF_FRACTION = 0.1
 
 Row = dict[str, Any]
 Rng = np.random.Generator
@@ -27,6 +29,22 @@ Rng = np.random.Generator
 def image_caption(scene: Any, rng: Rng, k: int) -> Row:
     """Describe the whole scene."""
     return {"caption": scene.caption, "objects": [o.name for o in scene.objects]}
+
+
+def image_varied_caption(scene: Any, rng: Rng, k: int) -> Row:
+    """Describe as people do: mostly plainly, sometimes in more detail, sometimes in brief."""
+    draw = rng.random()
+    if draw < DETAILED_FRACTION:
+        return image_detailed_caption(scene, rng, k)
+    caption = scene.objects[0].phrase if draw > 1.0 - BRIEF_FRACTION else scene.caption
+    return {"caption": caption, "objects": [o.name for o in scene.objects]}
+
+
+def image_detailed_caption(scene: Any, rng: Rng, k: int) -> Row:
+    """Describe the scene and its background."""
+    article = "an" if scene.background[0] in "aeiou" else "a"
+    row = image_caption(scene, rng, k)
+    return row | {"caption": f"{scene.caption} on {article} {scene.background} background"}
 
 
 def image_vqa(scene: Any, rng: Rng, k: int) -> Row:
@@ -99,6 +117,8 @@ def matching_row(caption: str, negative: Callable[[], str], rng: Rng) -> Row:
 
 CONTENTS: Mapping[tuple[str, str], Callable[[Any, Rng, int], Row]] = {
     ("image", "caption"): image_caption,
+    ("image", "varied_caption"): image_varied_caption,
+    ("image", "detailed_caption"): image_detailed_caption,
     ("image", "vqa"): image_vqa,
     ("image", "grounding"): image_grounding,
     ("image", "grounded_caption"): image_grounded_caption,
