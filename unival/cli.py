@@ -1,7 +1,6 @@
 """The command line: `unival {train,evaluate,predict,demo,tasks}`. Imports torch only inside a command."""
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,9 +9,6 @@ import typer
 
 from unival.errors import UserError, run_cli
 from unival.tasks import PREDICT_TASKS
-
-# Threads that spin while they wait make two busy programs on one machine slow each other down tenfold.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 app = typer.Typer(
     name="unival",
@@ -23,7 +19,6 @@ app = typer.Typer(
 )
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 ModelOption = Annotated[str, typer.Option("--model", help="Model folder, or the name of a built-in model.")]
-
 
 
 @app.command()

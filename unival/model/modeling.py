@@ -279,10 +279,10 @@ class UnivalDecoder(PositionBias):
         assert encoder.position_embeddings is not None
         start = cache.get_seq_length() if cache is not None else 0
         length = start + input_ids.shape[1]
-        x = self.layernorm_embedding(self.embed_tokens(input_ids))
+        norm = self.code_layernorm_embedding if writes_codes else self.layernorm_embedding
+        x = norm(self.embed_tokens(input_ids))
         ids = None
         if writes_codes:
-            x = self.code_layernorm_embedding(x)
             ids = positions.code_ids(length, self.config.code_image_size, self.config.image_bucket_size)
             weight = self.embed_image_positions.weight
             position = self.image_pos_ln(weight[ids.to(weight.device)])

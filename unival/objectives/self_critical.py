@@ -72,7 +72,7 @@ class Objective:
         loss = -(weight[:, None] * log_prob).sum() / keep.sum()
         logs = {"reward": float(reward.mean()), "length": float(keep.sum() / len(keep))}
         if self.supervised > 0.0:
-            nll, _ = token_losses(model, batch, media, torch.arange(len(batch.examples)))
+            nll, _, _ = token_losses(model, batch, media, torch.arange(len(batch.examples)))
             loss = loss + self.supervised * nll.mean()
         return Loss(loss, logs)
 
