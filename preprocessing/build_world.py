@@ -200,9 +200,7 @@ def build_sounds(data_dir: Path, output_dir: Path) -> list[dict]:
 
 def main() -> None:
     """Build everything and fail if the result is larger than the budget."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, default=Path("../shared/data"))
     parser.add_argument("--output-dir", type=Path, default=Path("unival/assets/world"))
     arguments = parser.parse_args()

@@ -101,9 +101,7 @@ def export(modality: str, split: str, num: int, output_dir: Path, styles: tuple[
 
 def main() -> None:
     """Parse the command line and export."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--modality", choices=sorted(EXTENSIONS), default="image")
     parser.add_argument("--split", choices=world.SPLITS, default="test")
     parser.add_argument("--num", type=int, default=100, help="how many inputs")

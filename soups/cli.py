@@ -26,9 +26,7 @@ app = typer.Typer(
     help="Mix the weights of models fine-tuned from one initialisation; draw what the mixtures trade off.",
 )
 
-Models = Annotated[
-    list[Path], typer.Argument(help="Checkpoint folders (model.safetensors) or .safetensors files.")
-]
+Models = Annotated[list[Path], typer.Argument(help="Checkpoint folders (model.safetensors) or .safetensors files.")]
 Names = Annotated[
     list[str] | None,
     typer.Option("--name", help="Name of a model, once per model, in order; default: its folder."),
@@ -37,9 +35,7 @@ MethodName = Annotated[str, typer.Option("--method", help="Merge method; soups m
 Params = Annotated[
     list[str] | None, typer.Option("--param", help="Parameter of the method, key=value; may be repeated.")
 ]
-Base = Annotated[
-    Path | None, typer.Option("--base", help="The common initialisation, for methods that use it.")
-]
+Base = Annotated[Path | None, typer.Option("--base", help="The common initialisation, for methods that use it.")]
 Extrapolate = Annotated[
     bool, typer.Option("--extrapolate", help="Permit weights outside [0, 1] or that do not sum to 1.")
 ]
@@ -77,18 +73,14 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
 def merge(
     models: Models,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder to create.")],
-    weights: Annotated[
-        str | None, typer.Option(help="One per model, such as 0.5,0.5; default: equal.")
-    ] = None,
+    weights: Annotated[str | None, typer.Option(help="One per model, such as 0.5,0.5; default: equal.")] = None,
     name: Names = None,
     method: MethodName = "linear",
     param: Params = None,
     base: Base = None,
     extrapolate: Extrapolate = False,
     integers: IntegerPolicy = "error",
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check headers, print the plan, write nothing.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check headers, print the plan, write nothing.")] = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -102,9 +94,7 @@ def merge(
 
     checkpoints = _open(models, name)
     point = _weights(weights) if weights is not None else (1 / len(models),) * len(models)
-    recipe = Recipe(
-        checkpoints, point, _method(method, param, extrapolate), _open_base(base), _integers(integers)
-    )
+    recipe = Recipe(checkpoints, point, _method(method, param, extrapolate), _open_base(base), _integers(integers))
     summary = plan(recipe)
     check_free(out)
     if not dry_run:
@@ -120,15 +110,11 @@ def sweep(
     evaluator: Annotated[str, typer.Option(help="module:function, called with the first model and --arg.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder of results; resumed if it is there.")],
     name: Names = None,
-    points: Annotated[
-        int | None, typer.Option(help="Points on each edge between two models; default 11.")
-    ] = None,
+    points: Annotated[int | None, typer.Option(help="Points on each edge between two models; default 11.")] = None,
     weights: Annotated[
         list[str] | None, typer.Option(help="One point, such as 0.3,0.7; may be repeated, replaces --points.")
     ] = None,
-    arg: Annotated[
-        list[str] | None, typer.Option(help="Argument of the evaluator, key=value; repeatable.")
-    ] = None,
+    arg: Annotated[list[str] | None, typer.Option(help="Argument of the evaluator, key=value; repeatable.")] = None,
     method: MethodName = "linear",
     param: Params = None,
     base: Base = None,
@@ -171,12 +157,8 @@ def sweep(
 @reports_errors
 def front(
     results_dir: Annotated[Path, typer.Argument(metavar="DIR", help="Output folder of soups sweep.")],
-    x: Annotated[
-        str | None, typer.Option("--x", help="Metric of the horizontal axis; default: the first.")
-    ] = None,
-    y: Annotated[
-        str | None, typer.Option("--y", help="Metric of the vertical axis; default: the second.")
-    ] = None,
+    x: Annotated[str | None, typer.Option("--x", help="Metric of the horizontal axis; default: the first.")] = None,
+    y: Annotated[str | None, typer.Option("--y", help="Metric of the vertical axis; default: the second.")] = None,
     init: Annotated[
         Path | None,
         typer.Option(help="Scores of the initialisation: a JSON file, or a folder with metrics.json."),
@@ -205,9 +187,7 @@ def front(
     x, y = choose_metrics(results, x, y)
     corner = None if reference is None else _weights(reference, "--reference")
     if corner is not None and len(corner) != 2:
-        raise UserError(
-            f"{len(corner)} numbers for two metrics", where="--reference", fix="give two: 0.5,0.2"
-        )
+        raise UserError(f"{len(corner)} numbers for two metrics", where="--reference", fix="give two: 0.5,0.2")
     data = compute_front(
         results,
         x,
@@ -239,9 +219,7 @@ def methods(as_json: AsJson = False, debug: Debug = False) -> None:
     for method_name in method_names():
         method = get_method(method_name)
         summary = (method.module.__doc__ or "").partition("\n")[0]
-        table.append(
-            {"name": method_name, "summary": summary, "base": method.base, "params": dict(method.params)}
-        )
+        table.append({"name": method_name, "summary": summary, "base": method.base, "params": dict(method.params)})
     lines = [f"{row['name']:<16} base {row['base']:<9} {row['summary']}" for row in table]
     _print({"methods": table}, lines, as_json)
 
@@ -251,9 +229,7 @@ def _open(paths: list[Path], names: list[str] | None) -> list[Any]:
     from soups.state import open_checkpoint
 
     if names and len(names) != len(paths):
-        raise UserError(
-            f"{len(names)} names for {len(paths)} models", where="--name", fix="give one name per model"
-        )
+        raise UserError(f"{len(names)} names for {len(paths)} models", where="--name", fix="give one name per model")
     checkpoints = [open_checkpoint(path, names[i] if names else None) for i, path in enumerate(paths)]
     check_names(checkpoints)
     return checkpoints
@@ -309,9 +285,7 @@ def _progress(num_points: int) -> Any:
         console = Console(stderr=True)
         if not console.is_terminal:  # a log file: one line per point
             count = itertools.count(1)
-            yield lambda result, is_new: print(
-                f"{next(count)}/{num_points}  {_spell(result.metrics)}", file=sys.stderr
-            )
+            yield lambda result, is_new: print(f"{next(count)}/{num_points}  {_spell(result.metrics)}", file=sys.stderr)
             return
         columns = (TextColumn("sweep"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         last = TextColumn("{task.fields[last]}", markup=False)

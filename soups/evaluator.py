@@ -59,9 +59,7 @@ def load_evaluator(spec: str, checkpoint_path: Path, args: Mapping[str, Any]) ->
 def _import(spec: str) -> Callable[..., object]:
     module_name, _, function_name = spec.partition(":")
     if not (module_name and function_name):
-        raise UserError(
-            f"not the name of an evaluator: {spec!r}", where="--evaluator", fix="give module:function"
-        )
+        raise UserError(f"not the name of an evaluator: {spec!r}", where="--evaluator", fix="give module:function")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:

@@ -70,9 +70,7 @@ def read_init(path: Path) -> dict[str, float]:
             results = read_results(path)
             if len(results) == 1:
                 return dict(results[0].metrics)
-            raise UserError(
-                f"{len(results)} points, expected one", where=str(path), fix="sweep one checkpoint"
-            )
+            raise UserError(f"{len(results)} points, expected one", where=str(path), fix="sweep one checkpoint")
         found = next((path / name for name in METRIC_FILES if (path / name).is_file()), None)
         if found is None:
             raise UserError(
@@ -82,13 +80,9 @@ def read_init(path: Path) -> dict[str, float]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         scores = content.get("metrics", content)
-        return {
-            metric: float(np.mean(v)) for metric, v in scores.items() if isinstance(v, int | float | list)
-        }
+        return {metric: float(np.mean(v)) for metric, v in scores.items() if isinstance(v, int | float | list)}
     except OSError as error:
-        raise UserError(
-            "cannot read the scores of the initialisation", where=str(path), fix="check --init"
-        ) from error
+        raise UserError("cannot read the scores of the initialisation", where=str(path), fix="check --init") from error
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(
             "no scores in this file", where=str(path), fix='expected {"metrics": {name: number}}'

@@ -26,8 +26,7 @@ def page(front: Mapping[str, Any], results: Sequence[Result], caption: str) -> s
     """
     samples = {json.dumps(r.coefficients, sort_keys=True): r.samples[:MAX_SAMPLES] for r in results}
     points = [
-        {**point, "samples": samples[json.dumps(point["coefficients"], sort_keys=True)]}
-        for point in front["points"]
+        {**point, "samples": samples[json.dumps(point["coefficients"], sort_keys=True)]} for point in front["points"]
     ]
     data = json.dumps({**front, "points": points, "caption": caption}, allow_nan=False)
     for character in "<>&":

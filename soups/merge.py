@@ -124,9 +124,7 @@ def merge(recipe: Recipe, out_dir: Path) -> None:
         _write(recipe, described, out_dir, tensor)
 
 
-def _write(
-    recipe: Recipe, described: Mapping[str, Any], out_dir: Path, tensor: Callable[[str], torch.Tensor]
-) -> None:
+def _write(recipe: Recipe, described: Mapping[str, Any], out_dir: Path, tensor: Callable[[str], torch.Tensor]) -> None:
     first = recipe.checkpoints[0]
     write_checkpoint(
         out_dir,

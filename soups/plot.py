@@ -176,9 +176,7 @@ def _draw_legend(figure: Figure, axes: Axes, front: Mapping[str, Any]) -> None:
 
 def _draw_gradient(figure: Figure, front: Mapping[str, Any]) -> None:
     bar = figure.add_axes((0.9, 0.22, 0.017, 0.705))
-    bar.imshow(
-        np.linspace(0, 1, 256)[:, None], cmap=GRADIENT, aspect="auto", origin="lower", extent=(0, 1, 0, 1)
-    )
+    bar.imshow(np.linspace(0, 1, 256)[:, None], cmap=GRADIENT, aspect="auto", origin="lower", extent=(0, 1, 0, 1))
     bar.set_xticks([])
     bar.yaxis.tick_right()
     bar.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
@@ -195,9 +193,7 @@ def shorten(name: str, num_characters: int = 28) -> str:
     return name if len(name) <= num_characters else name[: num_characters - 1] + "…"
 
 
-def _draw_labels(
-    figure: Figure, axes: Axes, front: Mapping[str, Any], means: np.ndarray, shade: np.ndarray
-) -> None:
+def _draw_labels(figure: Figure, axes: Axes, front: Mapping[str, Any], means: np.ndarray, shade: np.ndarray) -> None:
     labels = [
         Label(shorten(name), _xy(means[p]), weight="bold", color=INK, is_required=True)
         for name, p in _experts(front).items()

@@ -29,9 +29,7 @@ def lattice(num_models: int, divisions: int) -> list[Point]:
     from all the weight on the first model to all on the last.
     """
     if num_models < 1 or divisions < 1:
-        raise UserError(
-            f"no lattice of {num_models} models, {divisions} divisions", fix="give 1 or more of each"
-        )
+        raise UserError(f"no lattice of {num_models} models, {divisions} divisions", fix="give 1 or more of each")
     return [tuple(count / divisions for count in counts) for counts in _compositions(divisions, num_models)]
 
 

@@ -216,16 +216,12 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         raise _corrupt(path, f"{8 + length + end} bytes announced, {num_bytes} found")
     unknown = sorted({info.dtype for info in infos.values()} - set(ITEM_BYTES))
     if unknown:
-        raise UserError(
-            f"unsupported dtype: {', '.join(unknown)}", where=str(path), fix="cast to F32 or BF16"
-        )
+        raise UserError(f"unsupported dtype: {', '.join(unknown)}", where=str(path), fix="cast to F32 or BF16")
     return infos
 
 
 def _corrupt(path: Path, why: str) -> UserError:
-    return UserError(
-        f"truncated or corrupt weights: {why}", where=str(path), fix="copy or download the file again"
-    )
+    return UserError(f"truncated or corrupt weights: {why}", where=str(path), fix="copy or download the file again")
 
 
 def _sha256(path: Path) -> str:

@@ -119,9 +119,7 @@ def _write_manifest(sweep: Sweep, out_dir: Path, *, has_results: bool) -> None:
     if before is None or not has_results:
         write_text(out_dir / SWEEP_NAME, json.dumps(manifest, indent=2) + "\n")
         return
-    changed = [
-        name for name in manifest if _without_paths(before.get(name)) != _without_paths(manifest[name])
-    ]
+    changed = [name for name in manifest if _without_paths(before.get(name)) != _without_paths(manifest[name])]
     if changed:
         raise UserError(
             f"this folder holds another sweep, which differs in: {', '.join(changed)}",
@@ -209,9 +207,7 @@ def check_live(infos: Mapping[str, Any], live: Mapping[str, torch.Tensor], spec:
     """
     stored = {place(live[name]) for name in infos if name in live}
     problems = [f"not in the live model: {name}" for name in infos if name not in live]
-    problems += [
-        f"not stored: {name}" for name in live if name not in infos and place(live[name]) not in stored
-    ]
+    problems += [f"not stored: {name}" for name in live if name not in infos and place(live[name]) not in stored]
     for name, info in infos.items():
         if name not in live:
             continue

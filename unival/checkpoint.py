@@ -82,9 +82,7 @@ def load_model(path: str | Path) -> tuple[UnivalForConditionalGeneration, Unival
             )
             processor = UnivalProcessor.from_pretrained(folder, local_files_only=True)
     except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"unreadable model: {error}", where=str(folder), fix="copy or convert it again"
-        ) from None
+        raise UserError(f"unreadable model: {error}", where=str(folder), fix="copy or convert it again") from None
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         names = sorted(map(str, report[kind]))
         if names:
@@ -197,9 +195,7 @@ def save_training(
         tensors["torch_generator"] = torch.get_rng_state()
         save_file({k: v.contiguous() for k, v in tensors.items()}, temporary / "training.safetensors")
         (temporary / "state.json").write_text(json.dumps(asdict(state)), encoding="utf-8")
-        manifest = {
-            str(p.relative_to(temporary)): digest(p) for p in sorted(temporary.rglob("*")) if p.is_file()
-        }
+        manifest = {str(p.relative_to(temporary)): digest(p) for p in sorted(temporary.rglob("*")) if p.is_file()}
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     for old in checkpoints(run_dir)[:-keep]:
         shutil.rmtree(old)

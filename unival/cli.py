@@ -30,13 +30,14 @@ def train(
 ) -> None:
     """Train as a configuration says; the same command continues an interrupted run.
 
-    Example: unival train configs/demo/audio_caption.yaml seed=3 out=runs/audio
+    Example: unival train configs/demo/audio.yaml seed=3 out=runs/audio
     """
     from unival.config import load_config
     from unival.schema import RunConfig
 
     resolved = load_config(config, overrides or [], RunConfig)
-    from unival.train import Interrupted, train as run
+    from unival.train import Interrupted
+    from unival.train import train as run
 
     try:
         folder = run(resolved, fresh)
@@ -89,9 +90,7 @@ def predict(
     text: Annotated[str | None, typer.Option("--text", help="Question, expression or statement.")] = None,
     model: ModelOption = "unival-tiny",
     beams: Annotated[int, typer.Option("--beams", min=1, help="Width of the beam search; 1 is greedy.")] = 1,
-    draw: Annotated[
-        Path | None, typer.Option("--draw", help="Grounding: write the picture with its box here.")
-    ] = None,
+    draw: Annotated[Path | None, typer.Option("--draw", help="Grounding: write the picture with its box here.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Describe, answer, find.
@@ -118,23 +117,15 @@ def predict(
         note = f"  -> {result['drawing']}" if "drawing" in result else ""
         answer = result["prediction"]
         shown = (
-            answer
-            if isinstance(answer, str)
-            else "no box"
-            if answer is None
-            else " ".join(f"{x:.1f}" for x in answer)
+            answer if isinstance(answer, str) else "no box" if answer is None else " ".join(f"{x:.1f}" for x in answer)
         )
         print(f"{result['file']}: {shown}{note}" if len(results) > 1 else f"{shown}{note}")
 
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the report and all runs.")] = Path(
-        "runs/demo"
-    ),
-    configs: Annotated[Path, typer.Option("--configs", help="Folder of the demo's YAML files.")] = Path(
-        "configs/demo"
-    ),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the report and all runs.")] = Path("runs/demo"),
+    configs: Annotated[Path, typer.Option("--configs", help="Folder of the demo's YAML files.")] = Path("configs/demo"),
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over.")] = False,
     as_json: JsonOption = False,
 ) -> None:

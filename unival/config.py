@@ -106,9 +106,7 @@ def _base_path(name: Any, file: Path, root: Path) -> Path:
         raise UserError(f"extends: expected a file name or a list of them, got {name!r}", str(file))
     base = Path(os.path.normpath(file.parent / name))
     if Path(name).is_absolute() or not base.resolve().is_relative_to(root.resolve()):
-        raise UserError(
-            f"'extends: {name}' leaves the folder {root}", str(file), "name a file inside that folder"
-        )
+        raise UserError(f"'extends: {name}' leaves the folder {root}", str(file), "name a file inside that folder")
     if base.suffix not in {".yaml", ".yml"}:
         raise UserError(f"'extends: {name}' is not a .yaml file", str(file))
     if not base.is_file():
@@ -152,9 +150,7 @@ def _yaml_place(error: Exception) -> str:
     return f":{mark.line + 1}:{mark.column + 1}" if mark else ""
 
 
-def _merge(
-    into: dict[str, Any], new: dict[str, Any], at: KeyPath, source: str | None, sources: Sources
-) -> None:
+def _merge(into: dict[str, Any], new: dict[str, Any], at: KeyPath, source: str | None, sources: Sources) -> None:
     for key, value in new.items():
         if source is not None:
             sources[(*at, key)] = source

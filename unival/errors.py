@@ -82,7 +82,5 @@ def run_cli(app: Callable[..., object], argv: Sequence[str] | None = None) -> No
 
 def _one_line(text: str) -> str:
     joined = " ".join(str(text).split())
-    visible = "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in joined
-    )
+    visible = "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in joined)
     return visible if len(visible) <= MAX_LINE_CHARS else visible[: MAX_LINE_CHARS - 3] + "..."

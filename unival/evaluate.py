@@ -17,6 +17,7 @@ from unival.log import track
 from unival.metrics.bootstrap import bootstrap_mean
 from unival.model.modeling import UnivalForConditionalGeneration
 from unival.model.processing import UnivalProcessor
+from unival.rewards import REWARDS, get_reward
 from unival.schema import EvaluationConfig, SourceConfig
 from unival.tasks.base import Scores, Task, get_task
 
@@ -32,8 +33,7 @@ class Evaluation:
     def summary(self) -> dict[str, Any]:
         """Return means with 95 % bootstrap intervals, and means per question type where rows have one."""
         means = {
-            name: dict(zip(("mean", "low", "high"), bootstrap_mean(s), strict=True))
-            for name, s in self.scores.items()
+            name: dict(zip(("mean", "low", "high"), bootstrap_mean(s), strict=True)) for name, s in self.scores.items()
         }
         summary: dict[str, Any] = {"samples": len(self.records), "metrics": means}
         if all("question_type" in record for record in self.records):
@@ -102,9 +102,7 @@ def run_evaluation(
     """Evaluate as a configuration says."""
     task = get_task(config.task, config.task_args)
     source = open_source(config.source, config.task, task.modality)
-    return evaluate(
-        model, processor, task, source, config.batch_size, config.num_beams, f"evaluate {config.name}"
-    )
+    return evaluate(model, processor, task, source, config.batch_size, config.num_beams, f"evaluate {config.name}")
 
 
 def evaluate_all(
@@ -137,25 +135,34 @@ def write_predictions(path: Path, result: Evaluation) -> None:
 
 
 class SoupEvaluator:
-    """What `soups sweep` calls: live tensors to write a point into, and per-sample scores of the model they make."""
+    """What `soups sweep` calls: live tensors to write a point into, and per-sample scores of the model they make.
+
+    Args:
+        model, processor, task: Under evaluation.
+        sources: Rows by suffix; with several of them, metrics are named `metric@suffix`.
+        metrics: Metrics of the task, or rewards.
+        batch_size: Rows per forward pass.
+    """
 
     def __init__(
         self,
         model: UnivalForConditionalGeneration,
         processor: UnivalProcessor,
         task: Task,
-        source: Source,
+        sources: Mapping[str, Source],
         metrics: Sequence[str],
         batch_size: int,
     ) -> None:
         self.model, self.processor, self.task, self.metrics = model, processor, task, metrics
-        self.records = [source[index] for index in range(len(source))]
-        examples = [task.example(record) for record in self.records]
-        starts = range(0, len(examples), batch_size)
-        self.batches = [processor.collate(examples[start : start + batch_size]) for start in starts]
-        from unival.rewards import REWARDS, get_reward
-
-        self.rewards = {m: get_reward(m, records=self.records) for m in metrics if m in REWARDS}
+        self.parts = {}
+        self.predictions: list[list[str]] = []
+        for suffix, source in sources.items():
+            records = [source[index] for index in range(len(source))]
+            examples = [task.example(record) for record in records]
+            starts = range(0, len(examples), batch_size)
+            batches = [processor.collate(examples[start : start + batch_size]) for start in starts]
+            rewards = {m: get_reward(m, records=records) for m in metrics if m in REWARDS}
+            self.parts[suffix] = (records, batches, rewards)
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return the live tensors."""
@@ -163,42 +170,59 @@ class SoupEvaluator:
 
     def evaluate(self) -> dict[str, list[float]]:
         """Return per-sample scores of the current weights."""
-        texts = [t for b in self.batches for t in generate(self.model, self.processor, self.task, b.inputs)]
-        predictions = [self.task.parse(t, r) for t, r in zip(texts, self.records, strict=True)]
-        scores: dict[str, Any] = dict(self.task.score(predictions, self.records))
-        scores |= {name: reward(predictions, self.records) for name, reward in self.rewards.items()}
-        for name in self.metrics:
-            if name not in scores:
-                raise UserError(f"unknown metric {name!r}", fix=did_you_mean(name, scores))
-        return {name: [float(v) for v in scores[name]] for name in self.metrics}
+        result, self.predictions = {}, []
+        for suffix, (records, batches, rewards) in self.parts.items():
+            texts = [t for b in batches for t in generate(self.model, self.processor, self.task, b.inputs)]
+            predictions = [self.task.parse(t, r) for t, r in zip(texts, records, strict=True)]
+            scores: dict[str, Any] = dict(self.task.score(predictions, records))
+            scores |= {name: reward(predictions, records) for name, reward in rewards.items() if name not in scores}
+            for name in self.metrics:
+                if name not in scores:
+                    raise UserError(f"unknown metric {name!r}", fix=did_you_mean(name, [*scores, *REWARDS]))
+                result[f"{name}@{suffix}" if len(self.parts) > 1 else name] = [float(v) for v in scores[name]]
+            self.predictions.append(texts)
+        return result
+
+    def samples(self) -> list[dict[str, str]]:
+        """Return one entry per sample for the pages that `soups` draws: identity, prediction, reference."""
+        records = next(iter(self.parts.values()))[0]
+        fields = ("uid", "caption", "question", "text")
+        return [
+            {k: str(record[k]) for k in fields if k in record} | {"prediction": prediction}
+            for record, prediction in zip(records, self.predictions[0], strict=True)
+        ]
 
 
 def soup_evaluator(
-    checkpoint: str,
+    checkpoint: str | Path,
     task: str = "caption",
-    metrics: str = "cider_d",
-    limit: str = "200",
-    split: str = "test",
-    styles: str = "",
     modality: str = "image",
-    batch_size: str = "100",
+    metrics: str = "cider_d",
+    content: str | None = None,
+    styles: str = "",
+    split: str = "test",
+    limit: int = 200,
+    batch_size: int = 100,
 ) -> SoupEvaluator:
-    """Evaluator for `soups sweep --evaluator unival.evaluate:soup_evaluator --arg task=vqa ...`.
+    """Build the evaluator of `soups sweep ... --evaluator unival.evaluate:soup_evaluator --arg task=vqa`.
 
     Args:
         checkpoint: Model folder that supplies configuration and processor.
         task, modality: What to evaluate.
-        metrics: Comma-separated metrics of the task or rewards.
-        limit, split, styles: Rows of the embedded world; styles are comma-separated.
+        metrics: Comma-separated metrics of the task, or rewards.
+        content: What rows ask about; by default the task's own.
+        styles: Comma-separated art styles, each scored apart; by default the training styles together.
+        split, limit: Rows of the embedded world, `limit` for each style.
         batch_size: Rows per forward pass.
     """
     model, processor = load_model(checkpoint)
     unit = get_task(task, {"modality": modality})
-    source_config = SourceConfig.model_validate(
-        {"world": split, "limit": int(limit), "styles": styles.split(",") if styles else None}
-    )
-    source = open_source(source_config, task, unit.modality)
-    return SoupEvaluator(model, processor, unit, source, metrics.split(","), int(batch_size))
+    chosen = [[style] for style in styles.split(",")] if styles else [None]
+    sources = {}
+    for style in chosen:
+        config = SourceConfig(world=split, styles=style, content=content, limit=limit)  # pyright: ignore[reportArgumentType]
+        sources[style[0] if style else ""] = open_source(config, task, unit.modality)
+    return SoupEvaluator(model, processor, unit, sources, metrics.split(","), batch_size)
 
 
 def find_evaluation(configs: Sequence[EvaluationConfig], names: Sequence[str]) -> list[EvaluationConfig]:

@@ -32,7 +32,7 @@ class Pipeline:
             raise UserError(
                 f"the model cannot read {modality}: it has no {modality} encoder",
                 where=str(model),
-                fix=f"fine-tune one first, for example with configs/demo/{modality}_caption.yaml, and give --model",
+                fix=f"fine-tune one first, for example with configs/demo/{modality}.yaml, and give --model",
             )
         args: dict[str, Any] = {"modality": modality}
         if name == "grounding":
@@ -63,10 +63,7 @@ class Pipeline:
         items = list(media) if isinstance(media, Sequence) and not isinstance(media, str | bytes) else [media]
         results = []
         for start in range(0, len(items), BATCH_SIZE):
-            records = [
-                self._record(item, text, start + i)
-                for i, item in enumerate(items[start : start + BATCH_SIZE])
-            ]
+            records = [self._record(item, text, start + i) for i, item in enumerate(items[start : start + BATCH_SIZE])]
             batch = self.processor.collate([self.task.example(record) for record in records])
             texts = generate(self.model, self.processor, self.task, batch.inputs, self.num_beams)
             for record, answer in zip(records, texts, strict=True):

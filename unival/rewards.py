@@ -69,18 +69,14 @@ def exact_match(predictions: Sequence[str], records: Sequence[Record]) -> Reward
     return caption_match.exact_match(predictions, references).per_sample if predictions else _empty()
 
 
-def name_recall(
-    predictions: Sequence[str], records: Sequence[Record], *, vocabulary: Collection[str] = ()
-) -> Rewards:
+def name_recall(predictions: Sequence[str], records: Sequence[Record], *, vocabulary: Collection[str] = ()) -> Rewards:
     """Score the fraction of the record's objects that the caption names; see `caption_match.name_recall`."""
     names = _fields(predictions, records, "objects")
     pairs = zip(predictions, names, strict=True)
     return _array(caption_match.name_recall(text, own, vocabulary) for text, own in pairs)
 
 
-def name_precision(
-    predictions: Sequence[str], records: Sequence[Record], *, vocabulary: Collection[str]
-) -> Rewards:
+def name_precision(predictions: Sequence[str], records: Sequence[Record], *, vocabulary: Collection[str]) -> Rewards:
     """Score the fraction of the names in the caption that are the record's objects; 0 if it names nothing."""
     names = _fields(predictions, records, "objects")
     pairs = zip(predictions, names, strict=True)
@@ -201,15 +197,11 @@ def get_reward(
     hints = get_type_hints(function)
     for key, value in bound.items():
         if key not in defaults:
-            raise UserError(
-                f"unknown parameter {key!r}", where=f"reward {name}", fix=did_you_mean(key, defaults)
-            )
+            raise UserError(f"unknown parameter {key!r}", where=f"reward {name}", fix=did_you_mean(key, defaults))
         _check_type(name, key, value, hints[key])
     if records is not None:
         bound |= {key: _FITS[key](records) for key in defaults if key in _FITS and key not in bound}
-    missing = [
-        key for key, default in defaults.items() if default is inspect.Parameter.empty and key not in bound
-    ]
+    missing = [key for key, default in defaults.items() if default is inspect.Parameter.empty and key not in bound]
     if missing:
         fix = f"give params={{{missing[0]!r}: ...}}, or records to fit it on"
         raise UserError(f"parameter {missing[0]!r} is missing", where=f"reward {name}", fix=fix)
@@ -280,9 +272,7 @@ def _box(prediction: BoxPrediction) -> Sequence[float]:
         return _NO_BOX if prediction is None else prediction
     if "<bin_" in prediction:  # would score 0 for every sample, unnoticed
         fix = "pass what the grounding task's parse() returns"
-        raise UserError(
-            "a box reward needs pixels, not position tokens", where=repr(prediction[:60]), fix=fix
-        )
+        raise UserError("a box reward needs pixels, not position tokens", where=repr(prediction[:60]), fix=fix)
     return boxes.parse_box(prediction) or _NO_BOX
 
 

@@ -1,4 +1,4 @@
-"""Every option of a run, each documented where it is defined; YAML files under `configs/` are instances of `RunConfig`."""
+"""Every option of a run, each documented where it is defined; YAML files under `configs/` are `RunConfig`s."""
 
 from typing import Any, Literal
 
@@ -117,6 +117,8 @@ class EvaluationConfig(Section):
 class TokenizerConfig(Section):
     """How to make the tokenizer of a model that starts from scratch."""
 
+    path: str | None = None
+    """Take the tokenizer of this model folder or built-in model; the other fields are then ignored."""
     num_words: int = Field(default=1536, ge=260)
     """Upper bound of the BPE vocabulary."""
     num_codes: int = Field(default=64, ge=0)

@@ -26,6 +26,7 @@ from unival.checkpoint import (
     newest_valid,
     quiet_transformers,
     read_state,
+    resolve_model_dir,
     save_model,
     save_training,
 )
@@ -136,15 +137,11 @@ class StageLoop:
                 if (step + 1) % self.config.log_every == 0 or step + 1 == stage.steps:
                     means = {name: sums[name] / counts[name] for name in sums}
                     self.log.write(total - 1, stage=stage.name, seconds=round(self.seconds, 2), **means)
-                    bar.update(
-                        row, status=" ".join(f"{k.removeprefix('loss/')} {v:.2f}" for k, v in shown(means))
-                    )
+                    bar.update(row, status=" ".join(f"{k.removeprefix('loss/')} {v:.2f}" for k, v in shown(means)))
                     sums.clear()
                     counts.clear()
                 bar.advance(row)
-                if stop.requested or (
-                    (step + 1) % self.config.checkpoint_every == 0 and step + 1 < stage.steps
-                ):
+                if stop.requested or ((step + 1) % self.config.checkpoint_every == 0 and step + 1 < stage.steps):
                     self.save(total, step + 1)
                 if stop.requested:
                     raise Interrupted(f"stopped at step {total}; the same command continues")
@@ -209,10 +206,16 @@ def start(config: RunConfig) -> tuple[UnivalForConditionalGeneration, UnivalProc
             model = rebuild(model, config.model)
         return model, processor
     options = config.tokenizer
-    tokenizer = train_tokenizer(corpus(config), options.num_words, options.num_codes, options.num_bins)
-    processor = UnivalProcessor(tokenizer, num_bins=options.num_bins, **config.processor)
-    sizes = {"num_codes": options.num_codes, "num_bins": options.num_bins}
-    model = UnivalForConditionalGeneration(UnivalConfig(vocab_size=len(tokenizer), **sizes, **config.model))
+    if options.path is not None:
+        old = UnivalProcessor.from_pretrained(resolve_model_dir(options.path), local_files_only=True)
+        tokenizer, num_bins = old.tokenizer, old.num_bins
+        num_codes = sum(token.startswith("<code_") for token in tokenizer.get_vocab())
+    else:
+        num_codes, num_bins = options.num_codes, options.num_bins
+        tokenizer = train_tokenizer(corpus(config), options.num_words, num_codes, num_bins)
+    processor = UnivalProcessor(tokenizer, num_bins=num_bins, **config.processor)
+    sizes = {"vocab_size": len(tokenizer), "num_codes": num_codes, "num_bins": num_bins}
+    model = UnivalForConditionalGeneration(UnivalConfig(**sizes, **config.model))
     return model, processor
 
 
@@ -231,9 +234,7 @@ def add_encoders(model: UnivalForConditionalGeneration, stage: StageConfig) -> U
     """Return a model with the encoders that join at a stage; all other weights are kept."""
     for name in stage.add:
         if name not in ("image_encoder", "video_encoder", "audio_encoder"):
-            raise UserError(
-                f"add: {name!r} is not an encoder", fix="image_encoder, video_encoder or audio_encoder"
-            )
+            raise UserError(f"add: {name!r} is not an encoder", fix="image_encoder, video_encoder or audio_encoder")
     return rebuild(model, stage.add) if stage.add else model
 
 
@@ -250,13 +251,9 @@ def rebuild(model: UnivalForConditionalGeneration, changes: dict[str, Any]) -> U
     with quiet_transformers():
         new = UnivalForConditionalGeneration(UnivalConfig.from_dict(settings | changes))
     state, wanted = model.state_dict(), new.state_dict()
-    changed = [
-        name for name, tensor in state.items() if name not in wanted or wanted[name].shape != tensor.shape
-    ]
+    changed = [name for name, tensor in state.items() if name not in wanted or wanted[name].shape != tensor.shape]
     if changed:
-        raise UserError(
-            f"these model options change the shape of {len(changed)} weights", where=", ".join(changed[:5])
-        )
+        raise UserError(f"these model options change the shape of {len(changed)} weights", where=", ".join(changed[:5]))
     new.load_state_dict(state, strict=False)
     return new
 
@@ -298,7 +295,7 @@ def versions() -> dict[str, str]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),
-        "machine": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads",
+        "machine": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads",
     }
 
 

@@ -38,9 +38,7 @@ class _Loader(yaml.SafeLoader):
         seen: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
-                raise yaml.constructor.ConstructorError(
-                    problem="a key must be a word", problem_mark=key.start_mark
-                )
+                raise yaml.constructor.ConstructorError(problem="a key must be a word", problem_mark=key.start_mark)
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     problem=f"the key '{key.value}' is given twice", problem_mark=key.start_mark
@@ -54,9 +52,7 @@ class _Dumper(yaml.SafeDumper):
     """Quotes a text that YAML 1.1 or 1.2 would read as something else; writes no aliases."""
 
     # A copy per letter, because PyYAML shares the lists between its classes.
-    yaml_implicit_resolvers = {
-        letter: list(rules) for letter, rules in yaml.SafeDumper.yaml_implicit_resolvers.items()
-    }
+    yaml_implicit_resolvers = {letter: list(rules) for letter, rules in yaml.SafeDumper.yaml_implicit_resolvers.items()}
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

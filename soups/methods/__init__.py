@@ -94,9 +94,7 @@ class Method:
             piece = slice(start, start + size)
             inputs = [model[piece] for model in models]
             wide = [part.double() for part in inputs]
-            merged = self.module.merge(
-                wide, weights, None if base is None else base[piece].double(), **self.params
-            )
+            merged = self.module.merge(wide, weights, None if base is None else base[piece].double(), **self.params)
             # Identity, not equality: the method chose this model, so its own bytes are copied, NaNs included.
             exact = next((part for part, used in zip(inputs, wide, strict=True) if merged is used), merged)
             out[piece].copy_(exact)

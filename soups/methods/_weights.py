@@ -4,9 +4,7 @@ from collections.abc import Sequence
 
 from soups.errors import UserError
 
-SUM_TOLERANCE = (
-    1e-6  # 0.333,0.333,0.333 is a mistake that shrinks every weight by 0.1 %; 1/3 + 1/3 + 1/3 is not
-)
+SUM_TOLERANCE = 1e-6  # 0.333,0.333,0.333 is a mistake that shrinks every weight by 0.1 %; 1/3 + 1/3 + 1/3 is not
 
 
 def check_convex(weights: Sequence[float], *, extrapolate: bool) -> None:
@@ -23,9 +21,7 @@ def check_convex(weights: Sequence[float], *, extrapolate: bool) -> None:
 def check_range(weights: Sequence[float]) -> None:
     """Require coefficients in [0, 1]."""
     if any(not 0 <= weight <= 1 for weight in weights):
-        raise UserError(
-            f"coefficients outside [0, 1]: {_listed(weights)}", fix="add --extrapolate if this is intended"
-        )
+        raise UserError(f"coefficients outside [0, 1]: {_listed(weights)}", fix="add --extrapolate if this is intended")
 
 
 def check_sum(weights: Sequence[float], fix: str = "give coefficients that sum to 1") -> None:

@@ -16,9 +16,7 @@ LONG_FILES: dict[str, str] = {
 }
 TEXT = {".py", ".md", ".yaml", ".yml", ".toml", ".json", ".jsonl", ".cfg", ".txt", ".html", ".sh", ""}
 # Folders that exist on somebody's machine only. Split, so that this file does not find itself.
-PRIVATE_PATH = re.compile(
-    r"(?<![\w.\-/])/(?:" + "|".join(["work", "home", "root", "Users", "mnt", "lus"]) + r")/\w"
-)
+PRIVATE_PATH = re.compile(r"(?<![\w.\-/])/(?:" + "|".join(["work", "home", "root", "Users", "mnt", "lus"]) + r")/\w")
 
 
 def repository_files() -> list[Path]:
@@ -37,8 +35,7 @@ FILES = repository_files()
 SOURCES = [
     path
     for path in FILES
-    if path.suffix == ".py"
-    and path.relative_to(ROOT).parts[0] in {"unival", "soups", "preprocessing", "setup.py"}
+    if path.suffix == ".py" and path.relative_to(ROOT).parts[0] in {"unival", "soups", "preprocessing", "setup.py"}
 ]
 
 

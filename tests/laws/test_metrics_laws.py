@@ -19,9 +19,7 @@ samples = st.lists(st.tuples(captions, st.lists(captions, min_size=1, max_size=3
 coordinates = st.integers(-50, 400).map(lambda quarter: quarter / 4)
 any_boxes = st.lists(st.tuples(*[coordinates] * 4), min_size=1, max_size=5)
 extents = st.integers(1, 400).map(lambda quarter: quarter / 4)
-boxes = st.tuples(coordinates, coordinates, extents, extents).map(
-    lambda b: (b[0], b[1], b[0] + b[2], b[1] + b[3])
-)
+boxes = st.tuples(coordinates, coordinates, extents, extents).map(lambda b: (b[0], b[1], b[0] + b[2], b[1] + b[3]))
 scores = st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=20)
 METRICS = {
     "cider_d": cider_d,
@@ -38,9 +36,7 @@ TOLERANCE = 1e-12
 
 @pytest.mark.parametrize("name", METRICS)
 @given(pairs=samples, data=st.data())
-def test_permuting_samples_permutes_scores(
-    name: str, pairs: list[tuple[str, list[str]]], data: st.DataObject
-) -> None:
+def test_permuting_samples_permutes_scores(name: str, pairs: list[tuple[str, list[str]]], data: st.DataObject) -> None:
     order = data.draw(st.permutations(range(len(pairs))))
     score = METRICS[name]([text for text, _ in pairs], [references for _, references in pairs])
     permuted = METRICS[name]([pairs[i][0] for i in order], [pairs[i][1] for i in order])
@@ -59,9 +55,7 @@ def test_scores_lie_between_zero_and_the_maximum(name: str, pairs: list[tuple[st
 
 @pytest.mark.parametrize("name", METRICS)
 @given(pairs=samples, data=st.data())
-def test_order_of_references_is_irrelevant(
-    name: str, pairs: list[tuple[str, list[str]]], data: st.DataObject
-) -> None:
+def test_order_of_references_is_irrelevant(name: str, pairs: list[tuple[str, list[str]]], data: st.DataObject) -> None:
     texts = [text for text, _ in pairs]
     shuffled = [data.draw(st.permutations(references)) for _, references in pairs]
     expected = METRICS[name](texts, [references for _, references in pairs]).per_sample
@@ -87,9 +81,7 @@ def test_cider_d_of_the_only_reference_is_ten_if_each_length_has_a_rare_ngram(re
 
 
 @given(pairs=samples, extra=captions)
-def test_more_references_never_lower_bleu1_precision_or_rouge(
-    pairs: list[tuple[str, list[str]]], extra: str
-) -> None:
+def test_more_references_never_lower_bleu1_precision_or_rouge(pairs: list[tuple[str, list[str]]], extra: str) -> None:
     texts, references = [text for text, _ in pairs], [own for _, own in pairs]
     more = [[*own, extra] for own in references]
     assert (rouge_l(texts, more).per_sample >= rouge_l(texts, references).per_sample - TOLERANCE).all()
@@ -190,9 +182,7 @@ def test_normalizing_an_answer_twice_changes_nothing(text: str) -> None:
     names=st.lists(captions, max_size=4),
     vocabulary=st.lists(captions, max_size=6),
 )
-def test_naming_scores_lie_between_zero_and_one(
-    caption: str, names: list[str], vocabulary: list[str]
-) -> None:
+def test_naming_scores_lie_between_zero_and_one(caption: str, names: list[str], vocabulary: list[str]) -> None:
     assert 0 <= name_recall(caption, names, vocabulary) <= 1
     assert 0 <= name_precision(caption, names, vocabulary) <= 1
     assert mentioned_names(caption, vocabulary) <= set(vocabulary)

@@ -22,9 +22,7 @@ def base_of(method: Method, like: torch.Tensor, seed: int = 99) -> torch.Tensor 
     return None if method.base == "none" else random_tensor(seed, tuple(like.shape), like.dtype)
 
 
-def random_tensor(
-    seed: int, shape: tuple[int, ...] = (3, 5), dtype: torch.dtype = torch.float32
-) -> torch.Tensor:
+def random_tensor(seed: int, shape: tuple[int, ...] = (3, 5), dtype: torch.dtype = torch.float32) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
@@ -179,15 +177,11 @@ def test_slerp_by_hand_stays_on_the_circle():
     merged = get_method("slerp").merge([torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])], [2 / 3, 1 / 3])
     torch.testing.assert_close(merged, torch.tensor([3**0.5 / 2, 0.5]))
     base = torch.tensor([10.0, 10.0])
-    shifted = get_method("slerp").merge(
-        [torch.tensor([11.0, 10.0]), torch.tensor([10.0, 11.0])], [2 / 3, 1 / 3], base
-    )
+    shifted = get_method("slerp").merge([torch.tensor([11.0, 10.0]), torch.tensor([10.0, 11.0])], [2 / 3, 1 / 3], base)
     torch.testing.assert_close(shifted, torch.tensor([10 + 3**0.5 / 2, 10.5]))
 
 
-@pytest.mark.parametrize(
-    "second", [[2.0, 0.0], [-1.0, 0.0], [0.0, 0.0]], ids=["parallel", "opposite", "zero"]
-)
+@pytest.mark.parametrize("second", [[2.0, 0.0], [-1.0, 0.0], [0.0, 0.0]], ids=["parallel", "opposite", "zero"])
 def test_slerp_without_a_unique_circle_is_linear(second):
     merged = get_method("slerp").merge([torch.tensor([1.0, 0.0]), torch.tensor(second)], [0.25, 0.75])
     torch.testing.assert_close(merged, torch.tensor([0.25 + 0.75 * second[0], 0.0]))

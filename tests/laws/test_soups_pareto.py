@@ -24,9 +24,7 @@ def test_front_equals_the_quadratic_definition(points):
     assert pareto.nondominated(points).tolist() == expected
 
 
-@given(
-    st.lists(st.tuples(*[st.integers(0, 3)] * 3), min_size=1, max_size=10).map(lambda r: np.array(r, float))
-)
+@given(st.lists(st.tuples(*[st.integers(0, 3)] * 3), min_size=1, max_size=10).map(lambda r: np.array(r, float)))
 def test_front_in_three_rewards_equals_the_quadratic_definition(points):
     expected = [not any(dominates(other, point) for other in points) for point in points]
     assert pareto.nondominated(points).tolist() == expected

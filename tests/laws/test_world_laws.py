@@ -68,9 +68,7 @@ def test_boxes_are_tight_inside_and_apart(index, image_px, augment, style):
         assert max(x1 - x0, y1 - y0) >= 0.27 * image_px
         # Faint edges and shadows may reach a little further than what counts as visible.
         margin = 4 if augment else 2
-        outside[max(int(y0) - margin, 0) : int(y1) + margin, max(int(x0) - margin, 0) : int(x1) + margin] = (
-            False
-        )
+        outside[max(int(y0) - margin, 0) : int(y1) + margin, max(int(x0) - margin, 0) : int(x1) + margin] = False
     assert outside.mean() < 0.002
     for i, a in enumerate(boxes):
         for b in boxes[:i]:

@@ -84,9 +84,7 @@ def mutate(text: str, rng: random.Random) -> str:
     return " ".join(words)
 
 
-def caption_samples(
-    num_samples: int, num_references: int | None, seed: int
-) -> tuple[list[str], list[list[str]]]:
+def caption_samples(num_samples: int, num_references: int | None, seed: int) -> tuple[list[str], list[list[str]]]:
     """Draw predictions and 1 to 5 (or `num_references`) references each; a few predictions are degenerate."""
     rng = random.Random(seed)
     predictions, references = [], []
@@ -95,15 +93,11 @@ def caption_samples(
         others = [mutate(first, rng) for _ in range((num_references or rng.randint(1, 5)) - 1)]
         references.append([first, *others])
         prediction = mutate(rng.choice(references[-1]), rng) if rng.random() < 0.9 else caption(rng)
-        predictions.append(
-            ["", "cat", "a cat", "a red bus", "a a a a a a a"][index] if index < 5 else prediction
-        )
+        predictions.append(["", "cat", "a cat", "a red bus", "a a a a a a a"][index] if index < 5 else prediction)
     return predictions, references
 
 
-def score_captions(
-    predictions: list[str], references: list[list[str]]
-) -> tuple[dict[str, Any], dict[str, float]]:
+def score_captions(predictions: list[str], references: list[list[str]]) -> tuple[dict[str, Any], dict[str, float]]:
     """Score with pycocoevalcap; also return the processor seconds of each metric."""
     from pycocoevalcap.bleu.bleu import Bleu  # pyright: ignore[reportMissingImports] (oracle)
     from pycocoevalcap.cider.cider import Cider  # pyright: ignore[reportMissingImports] (oracle)
@@ -175,9 +169,7 @@ def score_answers(predictions: list[str], answers: list[list[str]], official: Pa
             for index, row in enumerate(given)
         }
         result = {index: {"answer": text} for index, text in enumerate(predictions)}
-        evaluation = evaluation_class(
-            _Questions(truth), _Questions(result), n=12
-        )  # decimals kept of a percentage
+        evaluation = evaluation_class(_Questions(truth), _Questions(result), n=12)  # decimals kept of a percentage
         with contextlib.redirect_stdout(io.StringIO()):
             evaluation.evaluate()
         return [evaluation.evalQA[index] / 100 for index in truth]
@@ -196,25 +188,19 @@ def score_answers(predictions: list[str], answers: list[list[str]], official: Pa
 
 def main() -> None:
     """Write one fixture."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=["captions", "vqa"])
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--num-samples", type=int, default=200)
     parser.add_argument("--num-references", type=int, help="default: 1 to 5, drawn per sample")
     parser.add_argument("--official", type=Path, help="a local copy of the official vqaEval.py")
-    parser.add_argument(
-        "--official-name", default="https://github.com/GT-Vision-Lab/VQA", help="where it is from"
-    )
+    parser.add_argument("--official-name", default="https://github.com/GT-Vision-Lab/VQA", help="where it is from")
     arguments = parser.parse_args()
     provenance = {"rebuild": "tests/parity/make_metrics_fixtures.py", "seed": SEED}
     if arguments.kind == "captions":
         predictions, references = caption_samples(arguments.num_samples, arguments.num_references, SEED)
         scores, seconds = score_captions(predictions, references)
-        provenance["oracle"] = (
-            f"pycocoevalcap {importlib.metadata.version('pycocoevalcap')} Bleu, Rouge, Cider"
-        )
+        provenance["oracle"] = f"pycocoevalcap {importlib.metadata.version('pycocoevalcap')} Bleu, Rouge, Cider"
         data = {
             "provenance": provenance,
             "predictions": predictions,

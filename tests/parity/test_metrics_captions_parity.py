@@ -36,9 +36,7 @@ def test_cider_d_equals_pycocoevalcap(fixture: dict[str, Any]) -> None:
     assert_equal(cider_d(fixture["predictions"], fixture["references"]), fixture["scores"]["cider_d"])
 
 
-def test_cider_d_with_stored_document_frequencies_equals_pycocoevalcap(
-    fixture: dict[str, Any], tmp_path: Path
-) -> None:
+def test_cider_d_with_stored_document_frequencies_equals_pycocoevalcap(fixture: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "frequencies.json"
     DocumentFrequencies.from_references(fixture["references"]).save(path)
     cider = CiderD((), DocumentFrequencies.load(path))

@@ -12,9 +12,7 @@ REFERENCES = [[0, 0, 100, 60], [30, 30, 90, 90], [0, 0, 400, 400], [20, 20, 40, 
 def test_iou_equals_the_released_code_on_overlapping_boxes() -> None:
     # The released code gives 0.25 for the last, disjoint pair (two negative extents multiplied); ours is 0.
     expected = [0.692308, 0.070175, 0.950469, 0.0]
-    np.testing.assert_allclose(
-        box_iou(BOXES, REFERENCES), expected, rtol=0, atol=5e-7
-    )  # stored with 6 decimals
+    np.testing.assert_allclose(box_iou(BOXES, REFERENCES), expected, rtol=0, atol=5e-7)  # stored with 6 decimals
 
 
 @pytest.mark.parametrize(

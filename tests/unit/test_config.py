@@ -93,9 +93,7 @@ def test_written_yaml_reads_back_equal(value: object) -> None:
     assert parse_yaml(write_yaml({"value": value})) == {"value": value}
 
 
-@pytest.mark.parametrize(
-    "word", ["1e-4", "on", "NO", "null", "~", "", "010", "12:30", "=", "<<", "- a", "a: b", "#"]
-)
+@pytest.mark.parametrize("word", ["1e-4", "on", "NO", "null", "~", "", "010", "12:30", "=", "<<", "- a", "a: b", "#"])
 def test_a_text_that_looks_like_something_else_stays_text(word: str) -> None:
     assert parse_yaml(write_yaml({"value": word})) == {"value": word}
 
@@ -111,9 +109,7 @@ def test_extends_merges_sections_and_replaces_lists(tmp_path: Path) -> None:
         "extends: [../base.yaml, ../model/big.yaml]\nseed: 3\nstages: [{num_steps: 9}]",
     )
     config = load_config(top, [], Run)
-    assert config == Run(
-        name="big", seed=3, optim=Optim(lr=0.2, schedule="cosine"), stages=[Stage(num_steps=9)]
-    )
+    assert config == Run(name="big", seed=3, optim=Optim(lr=0.2, schedule="cosine"), stages=[Stage(num_steps=9)])
 
 
 def test_extends_may_be_one_name_and_two_levels_deep(tmp_path: Path) -> None:
@@ -132,16 +128,12 @@ def test_two_files_may_extend_the_same_base(tmp_path: Path) -> None:
 
 def test_null_and_an_empty_file_are_allowed(tmp_path: Path) -> None:
     write(tmp_path / "base.yaml", "out_dir: runs/a")
-    assert (
-        load_config(write(tmp_path / "a.yaml", "extends: base.yaml\nout_dir: null"), [], Run).out_dir is None
-    )
+    assert load_config(write(tmp_path / "a.yaml", "extends: base.yaml\nout_dir: null"), [], Run).out_dir is None
     assert load_config(write(tmp_path / "empty.yaml", ""), [], Run) == Run()
 
 
 def test_overrides_set_keys_list_items_and_whole_sections(tmp_path: Path) -> None:
-    top = write(
-        tmp_path / "a.yaml", "stages: [{num_steps: 1}, {num_steps: 2, mixture: {vqa: 1}}]\noptim: {lr: 0.5}"
-    )
+    top = write(tmp_path / "a.yaml", "stages: [{num_steps: 1}, {num_steps: 2, mixture: {vqa: 1}}]\noptim: {lr: 0.5}")
     config = load_config(
         top,
         ["stages.1.num_steps=20", "stages.1.mixture.caption=0.5", "optim={schedule: cosine}", "name=x=y"],
@@ -153,9 +145,7 @@ def test_overrides_set_keys_list_items_and_whole_sections(tmp_path: Path) -> Non
 
 
 def test_a_later_override_wins_and_creates_a_section() -> None:
-    config = load_config(
-        None, ["optim.lr=0.1", "optim.lr=0.2", "stages=[{num_steps: 1}]", "stages.0.optim.lr=9"], Run
-    )
+    config = load_config(None, ["optim.lr=0.1", "optim.lr=0.2", "stages=[{num_steps: 1}]", "stages.0.optim.lr=9"], Run)
     assert config.optim.lr == 0.2
     assert config.stages[0].optim == Optim(lr=9)
 

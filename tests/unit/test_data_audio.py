@@ -23,9 +23,7 @@ def tone(seconds: float = 1.0, hz: float = 440.0, rate: int = RATE) -> np.ndarra
     return (0.5 * np.sin(2 * np.pi * hz * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
 
 
-def encoded(
-    samples: np.ndarray, file_format: str = "WAV", rate: int = RATE, subtype: str | None = None
-) -> bytes:
+def encoded(samples: np.ndarray, file_format: str = "WAV", rate: int = RATE, subtype: str | None = None) -> bytes:
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, rate, format=file_format, subtype=subtype)
     return buffer.getvalue()

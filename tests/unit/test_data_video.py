@@ -65,9 +65,7 @@ def test_a_short_clip_repeats_its_last_chosen_frame() -> None:
 
 
 @given(st.integers(1, 200), st.integers(1, 40), st.integers(0, 1000))
-def test_random_frames_lie_in_their_part_and_never_at_its_end(
-    num_available: int, num_frames: int, seed: int
-) -> None:
+def test_random_frames_lie_in_their_part_and_never_at_its_end(num_available: int, num_frames: int, seed: int) -> None:
     chosen = frame_indices(num_available, num_frames, "random", np.random.default_rng(seed))
     num_parts = min(num_available, num_frames)
     assert len(chosen) == num_frames
@@ -127,9 +125,7 @@ def test_a_variable_frame_rate_counts_frames_not_seconds(name: str, tmp_path: Pa
     assert frame_numbers(load_video(clip(tmp_path / name, times=times), 20)) == list(range(20))
 
 
-@pytest.mark.parametrize(
-    ("rotation", "corner"), [(90, (-4, 3)), (180, (-4, -4)), (-90, (3, -4)), (0, (3, 3))]
-)
+@pytest.mark.parametrize(("rotation", "corner"), [(90, (-4, 3)), (180, (-4, -4)), (-90, (3, -4)), (0, (3, 3))])
 def test_rotation_is_undone(rotation: int, corner: tuple[int, int], tmp_path: Path) -> None:
     frames = load_video(clip(tmp_path / "a.mp4", rotation=rotation), 1)
     assert frames.shape == ((1, 48, 32, 3) if abs(rotation) == 90 else (1, 32, 48, 3))
@@ -200,9 +196,7 @@ def test_a_cut_file_is_an_error_or_complete(name: str, share: float, tmp_path: P
 
 
 def test_the_error_counts_the_frames_that_are_left(tmp_path: Path) -> None:
-    path = clip(
-        tmp_path / "a.mp4", codec="mpeg4", options={"g": "1"}, container_options={"movflags": "faststart"}
-    )
+    path = clip(tmp_path / "a.mp4", codec="mpeg4", options={"g": "1"}, container_options={"movflags": "faststart"})
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * 0.6)])
     with pytest.raises(UserError, match=r"only \d+ of 20 frames can be read \[.*a.mp4\] \(copy"):
@@ -250,9 +244,7 @@ def test_text_a_playlist_a_picture_and_a_missing_file_are_refused(tmp_path: Path
     with pytest.raises(UserError, match=r"not a video: it holds text \[.*a.mp4\]"):
         load_video(tmp_path / "a.mp4", 4)
     secret = clip(tmp_path / "secret.mp4")
-    (tmp_path / "list.mp4").write_text(
-        f"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\n{secret}\n#EXT-X-ENDLIST\n"
-    )
+    (tmp_path / "list.mp4").write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\n{secret}\n#EXT-X-ENDLIST\n")
     with pytest.raises(UserError, match="not a video"):
         load_video(tmp_path / "list.mp4", 4)
     Image.new("RGB", (8, 8)).save(tmp_path / "p.png")

@@ -37,9 +37,7 @@ def test_removed_words_do_not_join_their_neighbours() -> None:
 
 def test_recall_counts_distinct_objects() -> None:
     caption = "a cat face and a dog"
-    assert name_recall(caption, ["cat face", "dog", "sun", "dog"], VOCABULARY) == pytest.approx(
-        2 / 3, abs=1e-15
-    )
+    assert name_recall(caption, ["cat face", "dog", "sun", "dog"], VOCABULARY) == pytest.approx(2 / 3, abs=1e-15)
     assert name_recall(caption, ["cat"], VOCABULARY) == 0
     assert name_recall(caption, ["cat"]) == 1  # without the vocabulary nobody knows of cat faces
     assert name_recall(caption, ["cat", "cat face"]) == 0.5
@@ -47,17 +45,13 @@ def test_recall_counts_distinct_objects() -> None:
 
 
 def test_precision_punishes_names_that_are_not_there_and_silence() -> None:
-    assert name_precision("a cat, a dog and a sun", ["cat", "dog", "T-Rex"], VOCABULARY) == pytest.approx(
-        2 / 3
-    )
+    assert name_precision("a cat, a dog and a sun", ["cat", "dog", "T-Rex"], VOCABULARY) == pytest.approx(2 / 3)
     assert name_precision("nothing", ["cat"], VOCABULARY) == 0
     assert name_precision("nothing", [], VOCABULARY) == 1
     assert name_precision("a cat", [], VOCABULARY) == 0
 
 
-@pytest.mark.parametrize(
-    "call", [lambda: name_recall("a", "cat"), lambda: name_precision("a", ["cat"], "cat")]
-)
+@pytest.mark.parametrize("call", [lambda: name_recall("a", "cat"), lambda: name_precision("a", ["cat"], "cat")])
 def test_a_bare_string_of_names_is_refused(call) -> None:
     with pytest.raises(UserError, match="one string"):
         call()

@@ -90,9 +90,7 @@ def test_corpus_value_is_the_mean() -> None:
         ([], [], "no sample"),
     ],
 )
-def test_wrong_shapes_are_user_errors(
-    predictions: list[str], references: list[list[str]], message: str
-) -> None:
+def test_wrong_shapes_are_user_errors(predictions: list[str], references: list[list[str]], message: str) -> None:
     with pytest.raises(UserError, match=message):
         cider_d(predictions, references)
 

@@ -21,9 +21,7 @@ def test_precision_and_recall_come_from_the_best_reference_of_each() -> None:
     assert rouge_l(["a b"], [["a b c d", "b"]]).value == pytest.approx(1, abs=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("prediction", "reference"), [("", "a cat"), ("a cat", ""), ("", ""), ("x", "a cat")]
-)
+@pytest.mark.parametrize(("prediction", "reference"), [("", "a cat"), ("a cat", ""), ("", ""), ("x", "a cat")])
 def test_nothing_in_common_scores_zero(prediction: str, reference: str) -> None:
     assert rouge_l([prediction], [[reference]]).value == 0
 
@@ -31,9 +29,7 @@ def test_nothing_in_common_scores_zero(prediction: str, reference: str) -> None:
 def test_captions_longer_than_a_machine_word_are_exact() -> None:
     words = [f"w{place}" for place in range(200)]
     prediction, reference = " ".join(words), " ".join(words[::2])
-    assert rouge_l([prediction], [[reference]]).value == pytest.approx(
-        2.44 * 0.5 / (1 + 1.44 * 0.5), abs=1e-12
-    )
+    assert rouge_l([prediction], [[reference]]).value == pytest.approx(2.44 * 0.5 / (1 + 1.44 * 0.5), abs=1e-12)
 
 
 def test_wrong_shapes_are_user_errors() -> None:

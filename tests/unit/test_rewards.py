@@ -57,9 +57,7 @@ def test_naming_rewards_know_the_names_of_all_records() -> None:
     assert score("name_recall", ["cat", "cat face"], {"vocabulary": []}) == pytest.approx([0, 1 / 3])
 
 
-@pytest.mark.parametrize(
-    ("num_words", "expected"), [(0, 0), (1, 1), (4, 1), (6, 0.75), (8, 0.5), (12, 0), (40, 0)]
-)
+@pytest.mark.parametrize(("num_words", "expected"), [(0, 0), (1, 1), (4, 1), (6, 0.75), (8, 0.5), (12, 0), (40, 0)])
 def test_brevity_falls_linearly_between_its_bounds(num_words: int, expected: float) -> None:
     reward = get_reward("brevity", {"min_words": 4, "max_words": 12})
     assert reward(["word " * num_words], [{}]).tolist() == [expected]
@@ -96,9 +94,7 @@ def test_an_empty_batch_gives_no_reward(name: str) -> None:
 def test_rewards_do_not_depend_on_the_rest_of_the_batch(name: str) -> None:
     reward = get_reward(name, records=RECORDS)
     both = reward(PREDICTIONS, RECORDS)
-    assert [
-        reward([text], [record])[0] for text, record in zip(PREDICTIONS, RECORDS, strict=True)
-    ] == both.tolist()
+    assert [reward([text], [record])[0] for text, record in zip(PREDICTIONS, RECORDS, strict=True)] == both.tolist()
 
 
 @pytest.mark.parametrize("name", REWARDS)

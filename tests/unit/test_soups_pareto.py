@@ -31,9 +31,7 @@ def test_hypervolumes_of_published_curves(curve):
     expected, tolerance, _, sets, _ = curve
     wanted = [expected["hv_rs21"], expected["hv_rs11"], expected["hv_morl"]]
     assert [pareto.hypervolume(points, ORIGIN) for points in sets] == pytest.approx(wanted, abs=tolerance)
-    assert [pareto.hypervolumes(points[None], ORIGIN)[0] for points in sets] == pytest.approx(
-        wanted, abs=tolerance
-    )
+    assert [pareto.hypervolumes(points[None], ORIGIN)[0] for points in sets] == pytest.approx(wanted, abs=tolerance)
 
 
 def test_distances_of_published_curves(curve):

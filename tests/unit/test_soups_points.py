@@ -14,9 +14,7 @@ def test_the_segment_has_exact_ends_and_decimal_steps():
     assert (points[0], points[3], points[-1]) == ((1.0, 0.0), (0.7, 0.3), (0.0, 1.0))
 
 
-@pytest.mark.parametrize(
-    ("num_models", "divisions", "size"), [(3, 10, 66), (4, 10, 286), (5, 5, 126), (2, 10, 11)]
-)
+@pytest.mark.parametrize(("num_models", "divisions", "size"), [(3, 10, 66), (4, 10, 286), (5, 5, 126), (2, 10, 11)])
 def test_lattice_sizes(num_models, divisions, size):
     points = lattice(num_models, divisions)
     assert len(points) == len(set(points)) == size == comb(divisions + num_models - 1, num_models - 1)

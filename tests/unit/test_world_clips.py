@@ -84,9 +84,7 @@ def test_objects_travel_a_quarter_of_the_canvas_at_constant_speed_in_their_lanes
 
 def test_captions_say_every_object_and_motion_in_lane_order(clips):
     for clip in clips:
-        verbs = [
-            "stays still" if obj.motion == "still" else f"moves {MOTIONS[obj.motion]}" for obj in clip.objects
-        ]
+        verbs = ["stays still" if obj.motion == "still" else f"moves {MOTIONS[obj.motion]}" for obj in clip.objects]
         parts = [f"{obj.phrase} {verb}" for obj, verb in zip(clip.objects, verbs, strict=True)]
         assert clip.caption.replace(" and ", ", ") == ", ".join(parts).replace(" and ", ", ")
         corners = [obj.boxes[0] for obj in clip.objects]
@@ -113,9 +111,7 @@ def check_answer(clip: MovingClip, question) -> None:
         verb = text.removeprefix("how many things ")
         assert int(answer) == sum(verb == "are there" or does(obj, verb) for obj in clip.objects)
     else:
-        subject = max(
-            (obj for obj in clip.objects if f" {definite(obj.name)} " in text), key=lambda o: len(o.name)
-        )
+        subject = max((obj for obj in clip.objects if f" {definite(obj.name)} " in text), key=lambda o: len(o.name))
         if question.type == "direction":
             assert answer == ("it stays still" if subject.motion == "still" else subject.motion)
         else:
@@ -133,9 +129,7 @@ def test_yes_and_no_and_directions_are_balanced():
     source = MovingClips("validation", frames=2, video_px=32)
     made = [source[i] for i in range(600)]
     yes = [clip_question_of_type(c, np.random.default_rng(i), "yesno").answer for i, c in enumerate(made)]
-    ways = [
-        clip_question_of_type(c, np.random.default_rng(i), "direction").answer for i, c in enumerate(made)
-    ]
+    ways = [clip_question_of_type(c, np.random.default_rng(i), "direction").answer for i, c in enumerate(made)]
     assert abs(np.mean([answer == "yes" for answer in yes]) - 0.5) < 0.07  # three standard deviations
     assert all(0.12 < ways.count(way) / len(ways) < 0.3 for way in set(ways))
     assert len(set(ways)) == 5

@@ -20,9 +20,7 @@ def export():
     return module.export
 
 
-@pytest.mark.parametrize(
-    ("modality", "magic"), [("image", b"\x89PNG"), ("video", b"ftyp"), ("audio", b"RIFF")]
-)
+@pytest.mark.parametrize(("modality", "magic"), [("image", b"\x89PNG"), ("video", b"ftyp"), ("audio", b"RIFF")])
 def test_every_record_has_its_file_and_questions(export, tmp_path, modality, magic):
     manifest = export(modality, "test", 3, tmp_path, ("noto",), 0)
     records = [json.loads(line) for line in manifest.read_text("utf-8").splitlines()]

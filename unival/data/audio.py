@@ -123,13 +123,9 @@ def _read_soundfile(file: Any, name: str) -> np.ndarray:
 def _read_container(stream: BinaryIO, name: str, max_seconds: float) -> tuple[np.ndarray, int]:
     stream.seek(0)
     try:
-        container = av.open(
-            stream, mode="r", options={"format_whitelist": FORMATS}, metadata_errors="replace"
-        )
+        container = av.open(stream, mode="r", options={"format_whitelist": FORMATS}, metadata_errors="replace")
     except (FFmpegError, ValueError):
-        kind = (
-            "it holds text" if looks_like_text(stream) else "its content is no known audio format, or damaged"
-        )
+        kind = "it holds text" if looks_like_text(stream) else "its content is no known audio format, or damaged"
         fix = "give a WAV, FLAC, OGG, MP3 or M4A file, or a video with sound"
         raise UserError(f"not a sound: {kind}", where=name, fix=fix) from None
     with container:
@@ -156,9 +152,7 @@ def _read_container(stream: BinaryIO, name: str, max_seconds: float) -> tuple[np
 
 def _check(num_samples: float, rate_hz: int, max_seconds: float, name: str) -> None:
     if rate_hz not in RATES_HZ:
-        raise UserError(
-            f"a sample rate of {rate_hz:,} Hz is not between {RATES_HZ[0]:,} and {RATES_HZ[-1]:,}", name
-        )
+        raise UserError(f"a sample rate of {rate_hz:,} Hz is not between {RATES_HZ[0]:,} and {RATES_HZ[-1]:,}", name)
     if num_samples > max_seconds * rate_hz:
         what = f"the sound lasts {num_samples / rate_hz:,.0f} s, more than the {max_seconds:,.0f} s allowed"
         raise UserError(what, where=name, fix="cut it into shorter pieces")

@@ -144,9 +144,7 @@ class MovingClips:
         if not 0 <= index < self.length:
             raise IndexError(f"clip {index} of {self.length}")
         rng = world.generator(self.seed, self.split, "video", index)
-        num_objects = 1 + pick(
-            rng, list(range(self.max_objects)), list(_NUM_OBJECTS_WEIGHTS[: self.max_objects])
-        )
+        num_objects = 1 + pick(rng, list(range(self.max_objects)), list(_NUM_OBJECTS_WEIGHTS[: self.max_objects]))
         chosen = world.draw_concepts(rng, self.split, num_objects, cast())
         lanes = pick(rng, ["rows", "columns"])
         directions = ["left", "right"] if lanes == "rows" else ["up", "down"]
@@ -170,16 +168,12 @@ class MovingClips:
         pixels = np.stack([sprites.to_uint8(frame) for frame in frames])
         return MovingClip(pixels, style, colour, tuple(objects))
 
-    def _pictures(
-        self, rng: np.random.Generator, concept_index: int, style: str, num_objects: int
-    ) -> list[np.ndarray]:
+    def _pictures(self, rng: np.random.Generator, concept_index: int, style: str, num_objects: int) -> list[np.ndarray]:
         """Return the pictures (4, h, w) of an object, one per frame, all of one size."""
         low, high = _SIZES[num_objects - 1]
         size_px = (low + (high - low) * rng.random()) * self.video_px
         jitter = sprites.draw_jitter(rng) if self.augment else sprites.PLAIN
-        is_playing = (
-            rng.random() < 0.5 and style.startswith("fluent") and concept_index in world.animated_rows()
-        )
+        is_playing = rng.random() < 0.5 and style.startswith("fluent") and concept_index in world.animated_rows()
         if is_playing:
             stills = [sprites.transform(frame, size_px, jitter) for frame in world.animation(concept_index)]
         else:
@@ -241,16 +235,12 @@ def encode_mp4(frames: np.ndarray) -> bytes:
             fix="pip install --upgrade av",
         ) from error
     with av.open(buffer, "w", format="mp4") as container:
-        stream = container.add_stream(
-            _ENCODER, rate=FRAMES_PER_SECOND, options={"crf": _CRF, "preset": _PRESET}
-        )
+        stream = container.add_stream(_ENCODER, rate=FRAMES_PER_SECOND, options={"crf": _CRF, "preset": _PRESET})
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1
         for frame in frames:
-            picture = reformatter.reformat(
-                av.VideoFrame.from_ndarray(frame, format="rgb24"), format="yuv420p"
-            )
+            picture = reformatter.reformat(av.VideoFrame.from_ndarray(frame, format="rgb24"), format="yuv420p")
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
     return buffer.getvalue()

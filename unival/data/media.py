@@ -36,9 +36,7 @@ def open_media(source: MediaSource, kind: str, max_bytes: int = MAX_FILE_BYTES) 
     num_bytes = stream.seek(0, io.SEEK_END)
     stream.seek(0)
     if num_bytes == 0 or num_bytes > max_bytes:
-        what = (
-            "is empty" if num_bytes == 0 else f"has {num_bytes:,} bytes, more than the {max_bytes:,} allowed"
-        )
+        what = "is empty" if num_bytes == 0 else f"has {num_bytes:,} bytes, more than the {max_bytes:,} allowed"
         if isinstance(source, str | Path):
             stream.close()
         raise UserError(f"the {kind} file {what}", where=name)

@@ -46,9 +46,7 @@ class StageBatches(Dataset[list[Batch]]):
         self.groups = [self._streams(group, seed) for group in stage.groups]
 
     def _streams(self, group: GroupConfig, seed: int) -> list[Stream]:
-        streams = [
-            Stream(entry, seed if group.aligned else seed + index) for index, entry in enumerate(group.tasks)
-        ]
+        streams = [Stream(entry, seed if group.aligned else seed + index) for index, entry in enumerate(group.tasks)]
         sizes = {stream.num_media for stream in streams}
         if group.aligned and len(sizes) > 1:
             listed = ", ".join(f"{stream.entry.task} {stream.num_media}" for stream in streams)
@@ -64,8 +62,7 @@ class StageBatches(Dataset[list[Batch]]):
 
     def __getitem__(self, step: int) -> list[Batch]:
         return [
-            self._batch(group, streams, step)
-            for group, streams in zip(self.stage.groups, self.groups, strict=True)
+            self._batch(group, streams, step) for group, streams in zip(self.stage.groups, self.groups, strict=True)
         ]
 
     def _batch(self, group: GroupConfig, streams: list[Stream], step: int) -> Batch:

@@ -149,9 +149,7 @@ class ImageScenes:
         if not 0 <= index < self.length:
             raise IndexError(f"scene {index} of {self.length}")
         rng = world.generator(self.seed, self.split, "image", index)
-        num_objects = 1 + pick(
-            rng, list(range(self.max_objects)), list(_NUM_OBJECTS_WEIGHTS[: self.max_objects])
-        )
+        num_objects = 1 + pick(rng, list(range(self.max_objects)), list(_NUM_OBJECTS_WEIGHTS[: self.max_objects]))
         layout = pick(rng, list(_LAYOUTS_OF_NUM[num_objects - 1]))
         groups = tuple(world.concepts_by_group().values()) if rng.random() < _THEMED_FRACTION else ()
         chosen = world.draw_concepts(rng, self.split, num_objects, range(len(world.concepts())), groups)
@@ -159,9 +157,7 @@ class ImageScenes:
         colour = "white" if rng.random() < _WHITE_FRACTION else pick(rng, list(sprites.BACKGROUNDS)[1:])
         return self._draw(rng, layout, chosen, style, colour)
 
-    def _draw(
-        self, rng: np.random.Generator, layout: str, chosen: list[int], style: str, colour: str
-    ) -> Scene:
+    def _draw(self, rng: np.random.Generator, layout: str, chosen: list[int], style: str, colour: str) -> Scene:
         canvas = sprites.background(rng, colour, self.image_px)
         scale = self.image_px / 96
         objects = []
@@ -169,18 +165,14 @@ class ImageScenes:
             cell_px, largest_px = (self.image_px, 64) if layout == "single" else (self.image_px // 2, 46)
             size_px = (30 + (largest_px - 30) * rng.random()) * scale
             jitter = sprites.draw_jitter(rng) if self.augment else sprites.PLAIN
-            pixels, tight = sprites.trim(
-                sprites.transform(world.sprite(style, concept_index), size_px, jitter)
-            )
+            pixels, tight = sprites.trim(sprites.transform(world.sprite(style, concept_index), size_px, jitter))
             slack_px = cell_px if layout == "single" else cell_px * 3 // 8
             x0 = _place(rng, x * self.image_px, cell_px, pixels.shape[2], slack_px)
             y0 = _place(rng, y * self.image_px, cell_px, pixels.shape[1], slack_px)
             sprites.paste(canvas, pixels, x0, y0)
             box = (float(x0 + tight[0]), float(y0 + tight[1]), float(x0 + tight[2]), float(y0 + tight[3]))
             concept = world.concepts()[concept_index]
-            objects.append(
-                SceneObject(concept_index, concept.name, concept.phrase, concept.group, position, row, box)
-            )
+            objects.append(SceneObject(concept_index, concept.name, concept.phrase, concept.group, position, row, box))
         return Scene(sprites.to_uint8(canvas), style, colour, layout, tuple(objects))
 
 

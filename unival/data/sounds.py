@@ -122,9 +122,7 @@ class Sounds:
 
     def _render(self, rng: np.random.Generator, recording: Recording) -> np.ndarray:
         """Return one recording at the sample rate, scaled to its peak."""
-        speed, peak = (
-            (0.93 + 0.14 * rng.random(), 0.35 + 0.6 * rng.random()) if self.augment else (1.0, _PEAK)
-        )
+        speed, peak = (0.93 + 0.14 * rng.random(), 0.35 + 0.6 * rng.random()) if self.augment else (1.0, _PEAK)
         wave = _stream()[recording.start : recording.start + recording.length]
         wave = _resample(wave, self.sample_rate / _packed_rate() / speed)
         return wave * (peak / max(float(np.abs(wave).max()), 1e-4))
@@ -136,9 +134,7 @@ class Sounds:
         start = round(_LEAD_SECONDS * self.sample_rate)
         result = np.zeros(num_samples, np.float32)
         if self.augment:
-            spare = (
-                num_samples - sum(len(wave) for wave in waves) - gap - round(_TAIL_SECONDS * self.sample_rate)
-            )
+            spare = num_samples - sum(len(wave) for wave in waves) - gap - round(_TAIL_SECONDS * self.sample_rate)
             start = int(rng.integers(max(spare, 0) + 1))
             result += rng.standard_normal(num_samples, np.float32) * np.float32(0.003 * rng.random())
         for wave in waves:
@@ -159,9 +155,7 @@ def _draw(rng: np.random.Generator, pool: Sequence[Recording]) -> Recording:
 def recordings() -> tuple[Recording, ...]:
     """Return all recordings in the order of the packed stream."""
     return tuple(
-        Recording(
-            r["name"], re.sub(r"\d+$", "", r["name"]), r["family"], r["caption"], r["start"], r["length"]
-        )
+        Recording(r["name"], re.sub(r"\d+$", "", r["name"]), r["family"], r["caption"], r["start"], r["length"])
         for r in world.layout()["sounds"]
     )
 

@@ -84,14 +84,10 @@ def open_source(config: SourceConfig, task: str, modality: Modality) -> Source:
     content = config.content or task
     if (modality, content) not in CONTENTS:
         known = [c for m, c in CONTENTS if m == modality]
-        raise UserError(
-            f"the embedded world has no {modality} rows for {content!r}", fix=did_you_mean(content, known)
-        )
+        raise UserError(f"the embedded world has no {modality} rows for {content!r}", fix=did_you_mean(content, known))
     assert config.world is not None
     styles = tuple(config.styles) if config.styles else None
-    return WorldRows(
-        content, modality, config.world, styles, config.limit, tuple(sorted(config.options.items()))
-    )
+    return WorldRows(content, modality, config.world, styles, config.limit, tuple(sorted(config.options.items())))
 
 
 @lru_cache(maxsize=8)

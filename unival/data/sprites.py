@@ -56,9 +56,7 @@ def draw_jitter(rng: np.random.Generator) -> Jitter:
     return Jitter(
         rotation_degrees=(2 * u[0] - 1) * _MAX_ROTATION_DEGREES,
         aspect=math.exp((2 * u[1] - 1) * math.log1p(_MAX_ASPECT)),
-        colour=_colour_matrix(
-            contrast=0.8 + 0.4 * u[2], saturation=0.6 + 0.8 * u[3], hue=(2 * u[4] - 1) * 0.16
-        ),
+        colour=_colour_matrix(contrast=0.8 + 0.4 * u[2], saturation=0.6 + 0.8 * u[3], hue=(2 * u[4] - 1) * 0.16),
         offset=(2 * u[5] - 1) * 26.0,
         blur_px=0.5 + 0.6 * u[7] if kind < 0.12 else 0.0,
         detail=0.5 + 0.4 * u[7] if kind > 0.88 else 1.0,

@@ -96,9 +96,7 @@ def frame_indices(
 def _opened(stream: BinaryIO, name: str) -> Iterator[tuple[Any, Any]]:
     stream.seek(0)
     try:
-        container = av.open(
-            stream, mode="r", options={"format_whitelist": FORMATS}, metadata_errors="replace"
-        )
+        container = av.open(stream, mode="r", options={"format_whitelist": FORMATS}, metadata_errors="replace")
     except (FFmpegError, ValueError):
         _raise_unreadable(stream, name)
     with container:
@@ -108,9 +106,7 @@ def _opened(stream: BinaryIO, name: str) -> Iterator[tuple[Any, Any]]:
             raise UserError("the file has no picture track", where=name, fix="give a video with pictures")
         video = container.streams.video[0]
         if video.codec_context is None:
-            raise UserError(
-                "no decoder knows this video's codec", where=name, fix="encode it as H.264 or VP9"
-            )
+            raise UserError("no decoder knows this video's codec", where=name, fix="encode it as H.264 or VP9")
         video.codec_context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}
         yield container, video
 
@@ -138,9 +134,7 @@ def _read_index(stream: BinaryIO, name: str, max_seconds: float) -> _Index:
                 num_packets += 1
                 if packet.pts is not None:
                     end = max(end or packet.pts, packet.pts + (packet.duration or 0))
-                    _check_seconds(
-                        (packet.pts - (video.start_time or 0)) * video.time_base, max_seconds, name
-                    )
+                    _check_seconds((packet.pts - (video.start_time or 0)) * video.time_base, max_seconds, name)
                 if not packet.is_discard:
                     times.append(packet.pts)
                     if packet.is_keyframe and packet.pts is not None:
@@ -161,9 +155,7 @@ def _check_declared(container: Any, video: Any, name: str, max_seconds: float) -
         _check_seconds(video.duration * video.time_base, max_seconds, name)
     width, height = video.codec_context.width, video.codec_context.height
     if width * height > MAX_FRAME_PIXELS:
-        raise UserError(
-            f"frames of {width} x {height} are larger than {MAX_FRAME_PIXELS:,} pixels", where=name
-        )
+        raise UserError(f"frames of {width} x {height} are larger than {MAX_FRAME_PIXELS:,} pixels", where=name)
 
 
 def _check_seconds(seconds: Any, max_seconds: float, name: str) -> None:
@@ -191,9 +183,7 @@ def _decode_spread(
         wanted = frame_indices(num_visible, num_frames, sampling, rng) if num_visible else np.zeros(0, int)
     found, num_decoded, is_whole = _decode_in_order(stream, name, set(wanted.tolist()))
     num_expected = max(index.num_declared if not is_complete else 0, num_visible)
-    is_counted = (
-        index.num_declared > 0
-    )  # a WebM file may hold packets that show nothing (alternate references)
+    is_counted = index.num_declared > 0  # a WebM file may hold packets that show nothing (alternate references)
     is_missing = num_decoded < num_expected and (is_counted or not is_complete)
     if num_decoded == 0 or not is_whole or is_missing:
         _raise_cut(name, num_decoded, num_expected)
@@ -211,9 +201,7 @@ def _raise_cut(name: str, num_decoded: int, num_expected: int) -> NoReturn:
     raise UserError(what, where=name, fix="copy or encode the file again")
 
 
-def _decode_in_order(
-    stream: BinaryIO, name: str, wanted: set[int]
-) -> tuple[dict[int, np.ndarray], int, bool]:
+def _decode_in_order(stream: BinaryIO, name: str, wanted: set[int]) -> tuple[dict[int, np.ndarray], int, bool]:
     """Return the wanted frames by position, the number of frames decoded, and whether no packet failed."""
     found: dict[int, np.ndarray] = {}
     num_decoded = 0
@@ -231,9 +219,7 @@ def _decode_in_order(
     return found, num_decoded, True
 
 
-def _decode_by_seeking(
-    stream: BinaryIO, name: str, index: _Index, wanted: list[int]
-) -> dict[int, np.ndarray] | None:
+def _decode_by_seeking(stream: BinaryIO, name: str, index: _Index, wanted: list[int]) -> dict[int, np.ndarray] | None:
     """Return the wanted frames by position, or None where decoder and index disagree about the times."""
     if None in index.times or len(set(index.times)) < len(index.times) or not index.key_times:
         return None

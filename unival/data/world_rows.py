@@ -13,9 +13,9 @@ import numpy as np
 from unival.data import world
 from unival.data.clips import MovingClips, clip_negative_caption, clip_questions
 from unival.data.questions import questions
-from unival.data.statements import negative_caption, regions, statements
 from unival.data.scenes import ImageScenes
 from unival.data.sounds import Sounds, sound_questions
+from unival.data.statements import negative_caption, regions, statements
 
 DEFAULT_LIMIT = {"train": 10**9, "validation": 1000, "test": 1000}
 VARIANTS = 4
@@ -140,9 +140,7 @@ def generator(modality: str, split: str, options: tuple[tuple[str, Any], ...]) -
 
 
 @lru_cache(maxsize=512)
-def scene_and_medium(
-    modality: str, split: str, options: tuple[tuple[str, Any], ...], index: int
-) -> tuple[Any, Any]:
+def scene_and_medium(modality: str, split: str, options: tuple[tuple[str, Any], ...], index: int) -> tuple[Any, Any]:
     """Return a scene and its medium: pixels, encoded clip or waveform."""
     scene = generator(modality, split, options)[index]
     if modality == "image":

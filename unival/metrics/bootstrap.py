@@ -75,9 +75,7 @@ def bootstrap_difference(
     return bootstrap_mean(first - second, confidence=confidence, num_resamples=num_resamples, seed=seed)
 
 
-def _resampled_means(
-    values: NDArray[np.float64], num_resamples: int, rng: np.random.Generator
-) -> NDArray[np.float64]:
+def _resampled_means(values: NDArray[np.float64], num_resamples: int, rng: np.random.Generator) -> NDArray[np.float64]:
     rows = max(1, _CHUNK // len(values))
     means = np.empty(num_resamples)
     for start in range(0, num_resamples, rows):

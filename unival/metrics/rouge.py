@@ -18,9 +18,7 @@ def rouge_l(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> 
         UserError: lengths differ, no sample, or a sample without references.
     """
     check_references(predictions, references)
-    return mean_score(
-        [_score(text, captions) for text, captions in zip(predictions, references, strict=True)]
-    )
+    return mean_score([_score(text, captions) for text, captions in zip(predictions, references, strict=True)])
 
 
 def _score(prediction: str, references: Sequence[str]) -> float:

@@ -38,9 +38,7 @@ def mean_score(per_sample: ArrayLike) -> Score:
     return Score(float(scores.mean()), scores)
 
 
-def check_pairs(
-    predictions: Sequence[object], references: Sequence[object], name: str = "references"
-) -> None:
+def check_pairs(predictions: Sequence[object], references: Sequence[object], name: str = "references") -> None:
     """Check that there is one entry of `references` per prediction, and that neither is a bare string.
 
     Raises:

@@ -19,9 +19,7 @@ _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'  # not the apostrophe (possessives), not
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")  # the official pattern means to spare only decimals, and spares every ".5"
 _NUMBER_WORDS = "zero one two three four five six seven eight nine ten"
-_NUMBERS: dict[str, str] = {"none": "0"} | {
-    word: str(value) for value, word in enumerate(_NUMBER_WORDS.split())
-}
+_NUMBERS: dict[str, str] = {"none": "0"} | {word: str(value) for value, word in enumerate(_NUMBER_WORDS.split())}
 _ARTICLES = frozenset(("a", "an", "the"))
 _CONTRACTED = """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd

@@ -116,9 +116,7 @@ def drop_stripes(x: Tensor, time_stripe: int, mel_stripe: int) -> Tensor:
             width = torch.randint(0, min(limit, size) + 1, (len(x), 1), device=x.device)
             start = (torch.rand(len(x), 1, device=x.device) * (size - width)).long()
             dropped = (position >= start) & (position < start + width)  # B size
-            keep = keep.masked_fill(
-                dropped[:, None, :, None] if axis == 2 else dropped[:, None, None, :], 0.0
-            )
+            keep = keep.masked_fill(dropped[:, None, :, None] if axis == 2 else dropped[:, None, None, :], 0.0)
     return x * keep
 
 

@@ -21,12 +21,8 @@ def build_image_encoder(options: Mapping[str, Any]) -> tuple[nn.Module, int]:
     name, out_index = arguments.pop("name"), arguments.pop("out_index", -1)
     if not timm.is_model(name):
         close = timm.list_models(f"*{name[:6]}*")[:5]
-        raise ValueError(
-            f"image_encoder.name {name!r} is not a timm model; close names: {', '.join(close) or 'none'}"
-        )
-    backbone = timm.create_model(
-        name, features_only=True, out_indices=[out_index], pretrained=False, **arguments
-    )
+        raise ValueError(f"image_encoder.name {name!r} is not a timm model; close names: {', '.join(close) or 'none'}")
+    backbone = timm.create_model(name, features_only=True, out_indices=[out_index], pretrained=False, **arguments)
     return backbone, backbone.feature_info.channels()[-1]
 
 

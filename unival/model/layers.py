@@ -44,9 +44,7 @@ class Attention(nn.Module):
         """Reshape (B, T, D) to (B, H, T, K)."""
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
-    def forward(
-        self, x: Tensor, bias: Tensor, memory: Tensor | None = None, cache: Cache | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor, memory: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """Attend from `x` (B, T, D) to itself or to `memory` (B, S, D).
 
         Args:
@@ -61,9 +59,7 @@ class Attention(nn.Module):
         out = out * self.c_attn[:, None, None]
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
-    def _keys_and_values(
-        self, x: Tensor, memory: Tensor | None, cache: Cache | None
-    ) -> tuple[Tensor, Tensor]:
+    def _keys_and_values(self, x: Tensor, memory: Tensor | None, cache: Cache | None) -> tuple[Tensor, Tensor]:
         if memory is None:
             key, value = self.split_heads(self.k_proj(x)), self.split_heads(self.v_proj(x))
             if isinstance(cache, EncoderDecoderCache):
@@ -169,3 +165,8 @@ class DecoderLayer(FeedForward):
         branch = self.encoder_attn(self.encoder_attn_layer_norm(x), cross_bias, memory=memory, cache=cache)
         x = self.residual(x, self.cross_attn_ln(branch))
         return self.residual(x, self.feed_forward(x))
+
+
+def drop_path_rates(last: float, num: int) -> list[float]:
+    """Return `num` evenly spaced drop-path rates from 0 to `last`."""
+    return [last * index / max(num - 1, 1) for index in range(num)]

@@ -16,9 +16,10 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
 from unival.model import positions
 from unival.model.audio import LogMel, PannCNN
+from unival.model.bias import PositionBias, causal_bias, mask_bias
 from unival.model.configuration import UnivalConfig
 from unival.model.image import build_image_encoder, image_features
-from unival.model.layers import Attention, DecoderLayer, EncoderLayer
+from unival.model.layers import Attention, DecoderLayer, EncoderLayer, drop_path_rates
 from unival.model.video import ResNeXt3D
 
 MEDIA_INPUTS = {"image": "pixel_values", "video": "pixel_values_videos", "audio": "input_values"}
@@ -41,58 +42,11 @@ class UnivalEncoderOutput(BaseModelOutput):
 
 
 class MediaTokens(NamedTuple):
-    """Encoded media of one modality: tokens (N, P, D), their position embeddings (P, D) and grid ids (P,) on the CPU."""
+    """Encoded media of one modality: tokens (N, P, D), their position embeddings (P, D), grid ids (P,) on the CPU."""
 
     tokens: Tensor
     positions: Tensor
     ids: Tensor
-
-
-class PositionBias(nn.Module):
-    """Base of encoder and decoder: absolute-position logits shared by all layers and relative tables per layer."""
-
-    def __init__(self, config: UnivalConfig, num_layers: int, num_heads: int) -> None:
-        super().__init__()
-        self.config = config
-        width, grid = config.d_model, config.image_bucket_size
-        self.num_heads = num_heads
-        self.bias_scale = (width // num_heads * config.attn_scale_factor) ** -0.5
-        self.embed_positions = nn.Embedding(config.max_text_positions + 2, width)
-        self.embed_image_positions = nn.Embedding(grid * grid + 1, width)
-        self.pos_ln = nn.LayerNorm(width)
-        self.image_pos_ln = nn.LayerNorm(width)
-        text_rows, image_rows = 2 * config.text_bucket_size - 1, positions.num_image_buckets(grid)
-        self.token_rel_pos_table_list = nn.ModuleList(
-            nn.Embedding(text_rows, num_heads) for _ in range(num_layers)
-        )
-        self.image_rel_pos_table_list = nn.ModuleList(
-            nn.Embedding(image_rows, num_heads) for _ in range(num_layers)
-        )
-
-    def text_position_embeddings(self, length: int) -> Tensor:
-        """Return normed absolute text positions (length, D); rows count from 0 and include padding."""
-        limit = self.config.max_text_positions
-        if length > limit:
-            raise ValueError(f"{length} text tokens exceed max_text_positions = {limit}: shorten the text")
-        return self.pos_ln(self.embed_positions.weight[:length])
-
-    def absolute_bias(self, query: Tensor, key: Tensor, q_linear: nn.Linear, k_linear: nn.Linear) -> Tensor:
-        """Return content-free logits (1, H, T, S) of query positions (T, D) and key positions (S, D)."""
-        q = q_linear(query).unflatten(-1, (self.num_heads, -1)) * self.bias_scale
-        k = k_linear(key).unflatten(-1, (self.num_heads, -1))
-        return torch.einsum("thk,shk->hts", q, k)[None]
-
-    def text_bias(self, layer: int, queries: slice, length: int) -> Tensor:
-        """Return the relative text bias (H, T, length) of a layer for the query rows given by a slice."""
-        table = self.token_rel_pos_table_list[layer].weight
-        buckets = positions.text_buckets(self.config.text_bucket_size, self.config.max_text_positions)
-        return table[buckets[queries, :length].to(table.device)].permute(2, 0, 1)
-
-    def image_bias(self, layer: int, query_ids: Tensor, key_ids: Tensor) -> Tensor:
-        """Return the relative 2-D bias (H, T, S) of a layer between grid ids (T,) and (S,)."""
-        table = self.image_rel_pos_table_list[layer].weight
-        buckets = positions.image_buckets(self.config.image_bucket_size)[query_ids][:, key_ids]
-        return table[buckets.to(table.device)].permute(2, 0, 1)
 
 
 class UnivalEncoder(PositionBias):
@@ -130,7 +84,7 @@ class UnivalEncoder(PositionBias):
                 config.dropout,
                 rate,
             )
-            for rate in linspace(config.drop_path, config.encoder_layers)
+            for rate in drop_path_rates(config.drop_path, config.encoder_layers)
         )
         self.layer_norm = nn.LayerNorm(width)
 
@@ -158,9 +112,7 @@ class UnivalEncoder(PositionBias):
             raise ValueError(f"one modality per batch, got {' and '.join(present)}")
         modality, media = present.popitem()
         if getattr(self.config, f"{modality}_encoder") is None:
-            raise ValueError(
-                f"this model has no {modality} encoder: add `{modality}_encoder` to its configuration"
-            )
+            raise ValueError(f"this model has no {modality} encoder: add `{modality}_encoder` to its configuration")
         grid = self.config.image_bucket_size
         if modality == "image":
             features = image_features(self.embed_images, media)
@@ -253,7 +205,7 @@ class UnivalDecoder(PositionBias):
                 rate,
                 index,
             )
-            for index, rate in enumerate(linspace(config.drop_path, config.decoder_layers))
+            for index, rate in enumerate(drop_path_rates(config.drop_path, config.decoder_layers))
         )
         self.layer_norm = nn.LayerNorm(width)
         self.output_projection = nn.Linear(width, config.vocab_size, bias=False)
@@ -275,7 +227,8 @@ class UnivalDecoder(PositionBias):
             attention_mask: (B, prefix length), 0 at padding; None when no prefix token is padding.
             writes_codes: The target is an image as codes: 2-D positions instead of text positions.
         """
-        assert encoder.last_hidden_state is not None and encoder.attention_mask is not None
+        assert encoder.last_hidden_state is not None
+        assert encoder.attention_mask is not None
         assert encoder.position_embeddings is not None
         start = cache.get_seq_length() if cache is not None else 0
         length = start + input_ids.shape[1]
@@ -289,16 +242,12 @@ class UnivalDecoder(PositionBias):
         else:
             position = self.text_position_embeddings(length)
         x = self.dropout(x)
-        self_bias = self.absolute_bias(
-            position[start:], position, self.self_pos_q_linear, self.self_pos_k_linear
-        )
+        self_bias = self.absolute_bias(position[start:], position, self.self_pos_q_linear, self.self_pos_k_linear)
         self_bias = self_bias + causal_bias(start, length, x)
         if attention_mask is not None:
             self_bias = self_bias + mask_bias(attention_mask.bool(), x.dtype)
         source = encoder.position_embeddings[0][0]
-        cross_bias = self.absolute_bias(
-            position[start:], source, self.cross_pos_q_linear, self.cross_pos_k_linear
-        )
+        cross_bias = self.absolute_bias(position[start:], source, self.cross_pos_q_linear, self.cross_pos_k_linear)
         cross_bias = cross_bias + mask_bias(encoder.attention_mask, x.dtype)
         for index, layer in enumerate(self.layers):
             if ids is None:
@@ -316,12 +265,12 @@ class UnivalPreTrainedModel(PreTrainedModel):
     base_model_prefix = ""
     main_input_name = "input_ids"
     supports_gradient_checkpointing = False
-    _no_split_modules = ["EncoderLayer", "DecoderLayer"]  # noqa: RUF012 (read by transformers)
+    _no_split_modules = ["EncoderLayer", "DecoderLayer"]
     _supports_sdpa = True
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialise one module: BERT style for linears and embeddings (specification 2.9), Kaiming for convolutions."""
+        """Initialise a module: BERT style for linears and embeddings (specification 2.9), Kaiming for convolutions."""
         std = self.config.initializer_range
         if isinstance(module, nn.Linear):
             init.normal_(module.weight, 0.0, std)
@@ -349,7 +298,7 @@ class UnivalPreTrainedModel(PreTrainedModel):
 class UnivalForConditionalGeneration(UnivalPreTrainedModel, GenerationMixin):
     """The whole model, with `generate` from `transformers`."""
 
-    _tied_weights_keys = {  # noqa: RUF012 (read by transformers)
+    _tied_weights_keys = {
         "decoder.embed_tokens.weight": "encoder.embed_tokens.weight",
         "decoder.output_projection.weight": "encoder.embed_tokens.weight",
     }
@@ -415,7 +364,8 @@ class UnivalForConditionalGeneration(UnivalPreTrainedModel, GenerationMixin):
             )
         if labels is not None and decoder_input_ids is None:
             decoder_input_ids = self.shift_right(labels)
-        assert decoder_input_ids is not None and encoder_outputs is not None
+        if decoder_input_ids is None:
+            raise ValueError("give decoder_input_ids or labels")
         if use_cache and past_key_values is None and labels is None:
             past_key_values = EncoderDecoderCache(DynamicCache(), DynamicCache())
         features = self.decoder(
@@ -436,27 +386,7 @@ class UnivalForConditionalGeneration(UnivalPreTrainedModel, GenerationMixin):
     def shift_right(self, labels: Tensor) -> Tensor:
         """Return decoder inputs (B, T) for `labels` (B, T): `<s>` first, -100 replaced by padding."""
         start = labels.new_full((len(labels), 1), self.config.bos_token_id)
-        return torch.cat(
-            [start, labels[:, :-1].masked_fill(labels[:, :-1] == -100, self.config.pad_token_id)], dim=1
-        )
-
-
-def linspace(last: float, num: int) -> list[float]:
-    """Return `num` evenly spaced drop-path rates from 0 to `last`."""
-    return [last * index / max(num - 1, 1) for index in range(num)]
-
-
-def mask_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Turn a boolean key mask (B, S) into an additive one (B, 1, 1, S): 0 where True, the dtype's minimum elsewhere."""
-    bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
-    return bias.masked_fill(~mask, torch.finfo(dtype).min)[:, None, None, :]
-
-
-def causal_bias(start: int, length: int, like: Tensor) -> Tensor:
-    """Return the additive causal mask (length - start, length) for queries at positions start..length-1."""
-    future = torch.ones(length - start, length, dtype=torch.bool, device=like.device).triu(start + 1)
-    zero = torch.zeros(length - start, length, dtype=like.dtype, device=like.device)
-    return zero.masked_fill(future, torch.finfo(like.dtype).min)
+        return torch.cat([start, labels[:, :-1].masked_fill(labels[:, :-1] == -100, self.config.pad_token_id)], dim=1)
 
 
 AutoConfig.register("unival", UnivalConfig, exist_ok=True)

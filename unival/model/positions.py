@@ -1,6 +1,7 @@
 """Position ids and relative-position buckets (all positions of the model enter as attention biases).
 
 The tables are functions of sizes only, so they are computed on demand and cached instead of being stored as buffers.
+Inference mode is switched off for that: a tensor made in it could not be used by a later training step.
 """
 
 import math
@@ -11,6 +12,7 @@ from torch import Tensor
 
 
 @lru_cache(maxsize=32)
+@torch.inference_mode(False)
 def text_buckets(bucket_size: int, max_positions: int) -> Tensor:
     """Return the (max_positions, max_positions) int64 table of relative text buckets.
 
@@ -22,14 +24,14 @@ def text_buckets(bucket_size: int, max_positions: int) -> Tensor:
     middle = bucket_size // 2
     distance = torch.where(relative.abs() < middle, torch.tensor(middle - 1), relative.abs())
     log_position = (
-        torch.ceil(torch.log(distance / middle) / math.log((max_positions - 1) / middle) * (middle - 1))
-        + middle
+        torch.ceil(torch.log(distance / middle) / math.log((max_positions - 1) / middle) * (middle - 1)) + middle
     )
     bucket = torch.where(distance <= middle, relative, (log_position * relative.sign()).long())
     return bucket.long() + bucket_size - 1
 
 
 @lru_cache(maxsize=32)
+@torch.inference_mode(False)
 def image_buckets(grid_size: int) -> Tensor:
     """Return the (grid_size**2 + 1, same) int64 table of relative 2-D buckets.
 
@@ -55,6 +57,7 @@ def num_image_buckets(grid_size: int) -> int:
 
 
 @lru_cache(maxsize=256)
+@torch.inference_mode(False)
 def grid_ids(frames: int, rows: int, columns: int, grid_size: int) -> Tensor:
     """Return the position ids (frames * rows * columns,) of a feature map laid out row-major.
 
@@ -73,6 +76,7 @@ def grid_ids(frames: int, rows: int, columns: int, grid_size: int) -> Tensor:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def audio_ids(num_tokens: int, grid_size: int) -> Tensor:
     """Return the position ids (num_tokens,) of audio tokens, wrapped on the smallest square grid that holds them."""
     side = math.ceil(math.sqrt(num_tokens))
@@ -85,6 +89,7 @@ def audio_ids(num_tokens: int, grid_size: int) -> Tensor:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def code_ids(length: int, code_image_size: int, grid_size: int) -> Tensor:
     """Return the position ids (length,) of a decoder sequence of image codes: bos is 0, then a row-major grid."""
     side = code_image_size // 8

@@ -59,11 +59,8 @@ class UnivalProcessor(ProcessorMixin):
     def audio(self, source: Any) -> Tensor:
         """Load a waveform as float32 (samples,) in [-1, 1]; shorter clips are padded with silence."""
         samples = int(self.sample_rate * self.audio_seconds)
-        if isinstance(source, np.ndarray):
-            waveform = source
-        else:
-            waveform = load_audio(source, self.sample_rate, seconds=None)
-        waveform = np.asarray(waveform, dtype=np.float32)[:samples]
+        loaded = source if isinstance(source, np.ndarray) else load_audio(source, self.sample_rate)
+        waveform = np.asarray(loaded, dtype=np.float32)[:samples]
         return torch.from_numpy(np.pad(waveform, (0, samples - len(waveform))))
 
     def medium(self, example: Example) -> Tensor:

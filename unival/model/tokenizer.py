@@ -10,9 +10,7 @@ SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 BIN = re.compile(r"<bin_(\d+)>")
 
 
-def train_tokenizer(
-    texts: Iterable[str], num_words: int, num_codes: int, num_bins: int
-) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Iterable[str], num_words: int, num_codes: int, num_bins: int) -> PreTrainedTokenizerFast:
     """Train a small byte-level BPE and append `<mask>`, `<code_i>` and `<bin_i>`.
 
     Args:

@@ -20,9 +20,7 @@ class Objective:
             per-example sums, which weighs a one-word answer like a caption.
     """
 
-    def __init__(
-        self, processor: UnivalProcessor, label_smoothing: float = 0.0, normalise: str = "token"
-    ) -> None:
+    def __init__(self, processor: UnivalProcessor, label_smoothing: float = 0.0, normalise: str = "token") -> None:
         self.label_smoothing = label_smoothing
         self.normalise = normalise
 
@@ -64,9 +62,7 @@ def length_chunks(batch: Batch, pad_id: int) -> list[Tensor]:
     longest_rest = torch.cummax(prompts[order].flip(0), 0).values.flip(0)
     size = torch.arange(1, len(order) + 1)
     head = size * (longest_prompt + lengths[order])
-    rest = torch.cat(
-        [(len(order) - size[:-1]) * (longest_rest[1:] + lengths.max()), torch.zeros(1, dtype=torch.long)]
-    )
+    rest = torch.cat([(len(order) - size[:-1]) * (longest_rest[1:] + lengths.max()), torch.zeros(1, dtype=torch.long)])
     split = int((head + rest).argmin()) + 1
     return [chunk.sort().values for chunk in (order[:split], order[split:]) if len(chunk)]
 

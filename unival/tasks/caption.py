@@ -45,20 +45,11 @@ class Task(TaskArgs):
             vocabulary = frozenset(name for record in records for name in record["objects"])
             pairs = [(p, r["objects"]) for p, r in zip(predictions, records, strict=True)]
             scores["names"] = np.array(
-                [
-                    float(name_recall(p, o, vocabulary) == 1 and name_precision(p, o, vocabulary) == 1)
-                    for p, o in pairs
-                ]
+                [float(name_recall(p, o, vocabulary) == 1 and name_precision(p, o, vocabulary) == 1) for p, o in pairs]
             )
         return scores
 
 
 def references(record: Mapping[str, Any]) -> list[str]:
     """Return the reference captions of a record."""
-    return (
-        list(record["captions"])
-        if "captions" in record
-        else [record["caption"]]
-        if "caption" in record
-        else []
-    )
+    return list(record["captions"]) if "captions" in record else [record["caption"]] if "caption" in record else []

@@ -30,9 +30,7 @@ class Task(TaskArgs):
         return Example(
             uid=record["uid"],
             prompt=self.prompt.format(text=record["text"]),
-            target=box_to_text(record["box"], record["width"], record["height"], self.num_bins)
-            if has_box
-            else "",
+            target=box_to_text(record["box"], record["width"], record["height"], self.num_bins) if has_box else "",
             record=record,
             **self.media(record),
         )
