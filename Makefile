@@ -41,7 +41,8 @@ format: $(STAMP) ## Format the code and repair what can be repaired by itself.
 	@$(BIN)/ruff format .
 
 pretrain-tiny: $(STAMP) ## Train the model that ships with the package; continues where it was stopped.
-	@$(BIN)/unival train configs/pretrain/tiny.yaml --resume auto
+	@$(BIN)/unival train configs/pretrain/tiny.yaml
+	@$(BIN)/python -m unival.ship runs/pretrain-tiny
 
 clean: ## Remove caches and builds; keep .venv and runs.
 	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -46,7 +46,9 @@ SIZES: dict[str, Any] = {
     "image_bucket_size": 6,
     "code_image_size": 32,
 }
-IMAGE_ENCODER = {"name": "resnet18", "out_index": 2, "channels": [4, 8], "layers": [1, 1], "stem_width": 4}
+# Eight channels at least: the backward pass of torch 2.11 (oneDNN) on CPUs corrupts memory for 1x1 convolutions of
+# stride 2 in channels-last layout with 2 to 7 input channels.
+IMAGE_ENCODER = {"name": "resnet18", "out_index": 2, "channels": [8, 8], "layers": [1, 1], "stem_width": 8}
 VIDEO_ENCODER = {"depths": [1, 1], "planes": [4, 4], "groups": 2, "stem_width": 4, "stem_kernel": [3, 3, 3]}
 AUDIO_ENCODER = {"channels": [2, 4, 4], "sample_rate": 4000, "n_fft": 128, "hop": 100, "mel_bins": 8, "fmax": 2000.0}
 AUDIO_ENCODER |= {"time_stripe": 2, "mel_stripe": 1}

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -78,10 +78,14 @@ def load_model(path: str | Path) -> tuple[UnivalForConditionalGeneration, Unival
     try:
         with quiet_transformers():
             model, report = UnivalForConditionalGeneration.from_pretrained(
-                folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+                folder,
+                dtype=torch.float32,
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are in the report, which is checked below
             )
             processor = UnivalProcessor.from_pretrained(folder, local_files_only=True)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"unreadable model: {error}", where=str(folder), fix="copy or convert it again") from None
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         names = sorted(map(str, report[kind]))
@@ -93,14 +97,16 @@ def load_model(path: str | Path) -> tuple[UnivalForConditionalGeneration, Unival
 
 @contextlib.contextmanager
 def quiet_transformers() -> Any:
-    """Silence the progress bars of `transformers`, which draw over ours."""
+    """Silence the progress bars of `transformers`, which draw over ours, and its reports, which we check ourselves."""
     from transformers.utils import logging
 
-    was_on = logging.is_progress_bar_enabled()
+    was_on, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if was_on:
             logging.enable_progress_bar()
 
@@ -246,6 +252,12 @@ def load_training(folder: Path, optimizer: torch.optim.Optimizer) -> TrainState:
         moments.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     return TrainState(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
+
+
+def restore_generator(folder: Path) -> None:
+    """Set torch's generator to its state in a checkpoint, for a stage that has not begun and has no optimizer yet."""
+    with safe_open(folder / "training.safetensors", "pt") as tensors:
+        torch.set_rng_state(tensors.get_tensor("torch_generator"))
 
 
 def read_state(folder: Path) -> TrainState:

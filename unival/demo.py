@@ -35,8 +35,8 @@ from unival.train import train, versions
 START = "unival-tiny"
 STYLES = ("fluent-emoji-flat", "noto", "twemoji")
 REWARDS = {"detail": "cider_d", "brevity": "brevity"}
-SOUP_ARGS = ["metrics=cider_d,brevity", "content=detailed_caption", "limit=200"]
-OOD_ARGS = ["metrics=names", f"styles={','.join(STYLES)}", "limit=150"]
+SOUP_ARGS = ["concepts=cast", "metrics=cider_d,brevity", "content=detailed_caption", "limit=200"]
+OOD_ARGS = ["concepts=cast", "metrics=names", f"styles={','.join(STYLES)}", "limit=150"]
 
 
 def run_demo(out: Path, configs: Path, fresh: bool = False) -> dict[str, Any]:
@@ -76,10 +76,12 @@ def run_demo(out: Path, configs: Path, fresh: bool = False) -> dict[str, Any]:
         ("ood", "Test both and their average on an unseen style", lambda: compare_styles(out)),
     ]
     clock = Clock(out / "times.json")
-    for number, (name, title, action) in enumerate(steps, start=1):
-        console.rule(f"{number}/{len(steps)} {title}", align="left")
-        clock.run(name, title, action)
-    report = write_report(out)
+    try:
+        for number, (name, title, action) in enumerate(steps, start=1):
+            console.rule(f"{number}/{len(steps)} {title}", align="left")
+            clock.run(name, title, action)
+    finally:
+        report = write_report(out)  # also of what an interrupted demo has so far
     console.print(f"{clock.total:.0f} s in all; open {report}")
     return {"report": str(report), "seconds": clock.total, "steps": clock.rows}
 
@@ -173,6 +175,12 @@ def sweep_rewards(out: Path) -> None:
         end = next(row for row in results(out / "sweep") if row["coefficients"].get(name) == 1.0)["scores"]
         interval = bootstrap_difference(end[metric], start[metric])
         gains[name] = {"metric": metric} | dict(zip(("mean", "low", "high"), interval, strict=True))
+    options = SourceConfig(world="test", content="detailed_caption", limit=3, options={"concepts": "cast"})
+    rows = open_source(options, "caption", "image")
+    pictures = {
+        rows[i]["uid"]: write_medium(out, f"sweep-{i}", "image", rows[i]["image"], None)["file"] for i in range(3)
+    }
+    (out / "sweep" / "pictures.json").write_text(json.dumps(pictures), encoding="utf-8")
     (out / "sweep" / "gains.json").write_text(json.dumps(gains, indent=1), encoding="utf-8")
 
 
@@ -209,6 +217,7 @@ def compare_styles(out: Path) -> None:
     margin = bootstrap_difference(by_weight[0.5][unseen], better[unseen])
     table = {
         "metric": "names",
+        "samples": len(by_weight[0.5][unseen]),
         "styles": [{"name": style, "seen": style != STYLES[-1]} for style in STYLES],
         "rows": [{"model": name, "cells": row} for name, row in cells.items()],
         "margin": dict(zip(("mean", "low", "high"), margin, strict=True)),
@@ -247,7 +256,8 @@ def show(out: Path, model: Any, processor: Any, label: str, name: str, modality:
     """Predict for a few rows of the test split and write their media files."""
     args = {"modality": modality} | ({"num_bins": processor.num_bins} if name == "grounding" else {})
     task = get_task(name, args)
-    source = open_source(SourceConfig(world="test", limit=40), name, task.modality)
+    options = {"concepts": "cast"} if modality == "image" else {}
+    source = open_source(SourceConfig(world="test", limit=40, options=options), name, task.modality)
     records = [source[3 * index + 1] for index in range(num)]
     batch = processor.collate([task.example(record) for record in records])
     entries = []

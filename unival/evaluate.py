@@ -200,6 +200,7 @@ def soup_evaluator(
     metrics: str = "cider_d",
     content: str | None = None,
     styles: str = "",
+    concepts: str = "all",
     split: str = "test",
     limit: int = 200,
     batch_size: int = 100,
@@ -212,6 +213,7 @@ def soup_evaluator(
         metrics: Comma-separated metrics of the task, or rewards.
         content: What rows ask about; by default the task's own.
         styles: Comma-separated art styles, each scored apart; by default the training styles together.
+        concepts: `all` of the embedded world's concepts, or the `cast` of its clips.
         split, limit: Rows of the embedded world, `limit` for each style.
         batch_size: Rows per forward pass.
     """
@@ -220,7 +222,10 @@ def soup_evaluator(
     chosen = [[style] for style in styles.split(",")] if styles else [None]
     sources = {}
     for style in chosen:
-        config = SourceConfig(world=split, styles=style, content=content, limit=limit)  # pyright: ignore[reportArgumentType]
+        options = {"concepts": concepts} if unit.modality == "image" else {}
+        config = SourceConfig.model_validate(
+            {"world": split, "styles": style, "content": content, "limit": limit, "options": options}
+        )
         sources[style[0] if style else ""] = open_source(config, task, unit.modality)
     return SoupEvaluator(model, processor, unit, sources, metrics.split(","), batch_size)
 

@@ -5,13 +5,14 @@ optimiser and its stream; a step asks the stream for the batches of its number, 
 updates. What is minimised is the stage's objective.
 """
 
+import inspect
 import json
 import platform
 import signal
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +28,21 @@ from unival.checkpoint import (
     quiet_transformers,
     read_state,
     resolve_model_dir,
+    restore_generator,
     save_model,
     save_training,
 )
 from unival.config import dump_config, load_config
 from unival.data.mixture import Stream, iterate
-from unival.errors import UserError
+from unival.errors import UserError, did_you_mean
 from unival.evaluate import evaluate_all
 from unival.log import MetricsLog, console, progress
+from unival.model.audio import PannCNN
 from unival.model.configuration import UnivalConfig
 from unival.model.modeling import UnivalForConditionalGeneration
 from unival.model.processing import UnivalProcessor
 from unival.model.tokenizer import train_tokenizer
+from unival.model.video import ResNeXt3D
 from unival.objectives.base import Objective, get_objective
 from unival.optim import build_optimizer, freeze, learning_rate, set_train_mode
 from unival.schema import RunConfig, StageConfig
@@ -83,6 +87,7 @@ def run_stages(config: RunConfig, run_dir: Path) -> None:
     else:
         state = read_state(checkpoint)
         model, processor = load_model(checkpoint / "model")
+        restore_generator(checkpoint)  # encoders that join at the next stage are drawn from it
         console.print(f"resuming {run_dir} at stage {state.stage + 1}, step {state.step} ({checkpoint.name})")
     steps_before = np.concatenate([[0], np.cumsum([stage.steps for stage in config.stages])])
     log = MetricsLog(run_dir / "metrics.jsonl", int(steps_before[state.stage]) + state.step)
@@ -205,6 +210,8 @@ def start(config: RunConfig) -> tuple[UnivalForConditionalGeneration, UnivalProc
         if config.model:
             model = rebuild(model, config.model)
         return model, processor
+    check_options(config.model, UnivalConfig().to_dict().keys() - {"vocab_size", "num_codes", "num_bins"})
+    refuse_unknown("processor", config.processor, list(inspect.signature(UnivalProcessor).parameters)[2:])
     options = config.tokenizer
     if options.path is not None:
         old = UnivalProcessor.from_pretrained(resolve_model_dir(options.path), local_files_only=True)
@@ -245,9 +252,7 @@ def rebuild(model: UnivalForConditionalGeneration, changes: dict[str, Any]) -> U
         UserError: If the changes touch the shape of an existing weight.
     """
     settings = model.config.to_dict()
-    unknown = sorted(set(changes) - set(settings))
-    if unknown:
-        raise UserError(f"unknown model option {unknown[0]!r}", fix=f"valid: {', '.join(sorted(settings))}")
+    check_options(changes, settings)
     with quiet_transformers():
         new = UnivalForConditionalGeneration(UnivalConfig.from_dict(settings | changes))
     state, wanted = model.state_dict(), new.state_dict()
@@ -256,6 +261,25 @@ def rebuild(model: UnivalForConditionalGeneration, changes: dict[str, Any]) -> U
         raise UserError(f"these model options change the shape of {len(changed)} weights", where=", ".join(changed[:5]))
     new.load_state_dict(state, strict=False)
     return new
+
+
+def check_options(options: Mapping[str, Any], known: Iterable[str]) -> None:
+    """Refuse options that a model or its encoders do not have; `transformers` would keep them without a word.
+
+    Raises:
+        UserError: If one is unknown.
+    """
+    refuse_unknown("model", options, known)
+    for name, encoder in (("video_encoder", ResNeXt3D), ("audio_encoder", PannCNN)):
+        refuse_unknown(name, options.get(name) or {}, inspect.signature(encoder).parameters)
+
+
+def refuse_unknown(what: str, options: Iterable[str], known: Iterable[str]) -> None:
+    """Raise a `UserError` for the first option that is not known."""
+    known = list(known)
+    for name in options:
+        if name not in known:
+            raise UserError(f"unknown {what} option {name!r}", fix=did_you_mean(name, known))
 
 
 def uses_bf16(precision: str) -> bool:

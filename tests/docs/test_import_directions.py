@@ -15,7 +15,7 @@ LEVELS: dict[str, list[set[str]]] = {
         {"tasks", "objectives", "rewards", "optim", "checkpoint"},
         {"data.mixture"},  # draws batches of several tasks
         {"evaluate"},
-        {"train", "predict"},
+        {"train", "predict", "ship"},
         {"report"},
         {"demo"},
         {"cli"},

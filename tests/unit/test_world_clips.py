@@ -11,13 +11,12 @@ from unival.data.clips import (
     MOTIONS,
     MovingClip,
     MovingClips,
-    cast,
     clip_negative_caption,
     clip_question_of_type,
     clip_questions,
 )
 from unival.data.language import definite
-from unival.data.world import concepts, split_of
+from unival.data.world import cast, concepts, split_of
 
 
 @pytest.fixture(scope="module")

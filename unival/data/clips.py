@@ -6,7 +6,7 @@
     clip.caption                # "a cat moves to the left and a dog stays still"
 
 Every object has a lane of its own (rows for left and right, columns for up and down), so nothing overlaps;
-objects are listed from top to bottom or from left to right. Concepts come from `cast()`. Where the Fluent
+objects are listed from top to bottom or from left to right. Concepts come from `world.cast()`. Where the Fluent
 style is drawn and the concept has an animation, half of the time the animation plays while the object
 moves. Splits are those of the scenes: by the set of concepts, whatever the motions.
 """
@@ -14,7 +14,7 @@ moves. Splits are those of the scenes: by the set of concepts, whatever the moti
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 
 import av
 import numpy as np
@@ -45,21 +45,6 @@ _LANE_NAMES = {
 }
 _STEP = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "still": (0, 0)}
 _ENCODER, _CRF, _PRESET = "libx264", "18", "veryfast"
-
-_CAST = """
-monkey|gorilla|dog|poodle|wolf|fox|cat|lion|tiger|leopard|horse|unicorn|deer|ox|cow|pig|boar|ram|ewe|goat
-camel|elephant|rhinoceros|mouse|rat|hamster|rabbit|chipmunk|bat|bear|koala|panda|turkey|chicken|rooster|bird
-penguin|dove|eagle|duck|owl|frog|crocodile|turtle|lizard|snake|dragon|whale|dolphin|fish|tropical fish
-blowfish|shark|octopus|crab|shrimp|squid|snail|butterfly|bug|ant|honeybee|lady beetle|cricket|spider
-scorpion|dog face|cow face|horse face|rabbit face|monkey face|locomotive|bus|ambulance|fire engine
-police car|taxi|automobile|delivery truck|tractor|racing car|motorcycle|bicycle|kick scooter|sailboat|canoe
-speedboat|ship|airplane|helicopter|rocket|train|watermelon|lemon|banana|pineapple|red apple|green apple|pear
-peach|strawberry|tomato|avocado|eggplant|carrot|mushroom|hamburger|pizza|hot dog|taco|egg|doughnut|cookie
-birthday cake|lollipop|soccer ball|basketball|guitar|trumpet|drum|umbrella|key|hammer|alarm clock|light bulb
-camera|television|telephone|crown|top hat|backpack|rose|sunflower|cactus|evergreen tree|snowman|balloon
-wrapped gift|jack-o-lantern|ghost|star|red heart|cloud|tornado|rainbow|person running|person swimming
-person surfing|snowboarder|santa claus|ferris wheel|sun with face|full moon face
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +130,7 @@ class MovingClips:
             raise IndexError(f"clip {index} of {self.length}")
         rng = world.generator(self.seed, self.split, "video", index)
         num_objects = 1 + pick(rng, list(range(self.max_objects)), list(_NUM_OBJECTS_WEIGHTS[: self.max_objects]))
-        chosen = world.draw_concepts(rng, self.split, num_objects, cast())
+        chosen = world.draw_concepts(rng, self.split, num_objects, world.cast())
         lanes = pick(rng, ["rows", "columns"])
         directions = ["left", "right"] if lanes == "rows" else ["up", "down"]
         # One object alone has the five motions evenly; with more, "still" is a third.
@@ -179,13 +164,6 @@ class MovingClips:
         else:
             stills = [sprites.transform(world.sprite(style, concept_index), size_px, jitter)]
         return [stills[k % len(stills)] for k in range(self.frames)]
-
-
-@cache
-def cast() -> tuple[int, ...]:
-    """Return the concept indices that clips use: 153 concrete things with a singular name."""
-    names = _CAST.strip().replace("\n", "|").split("|")
-    return tuple(world.concept_index()[name] for name in names)
 
 
 def _animate(
@@ -326,6 +304,6 @@ def clip_negative_caption(clip: MovingClip, rng: np.random.Generator) -> str:
         i = int(rng.integers(len(motions)))
         motions[i] = pick(rng, [motion for motion in [*MOTIONS, "still"] if motion != motions[i]])
     else:
-        absent = [index for index in cast() if index not in {obj.concept for obj in clip.objects}]
+        absent = [index for index in world.cast() if index not in {obj.concept for obj in clip.objects}]
         phrases[int(rng.integers(len(phrases)))] = world.concepts()[pick(rng, absent)].phrase
     return _describe(phrases, motions)

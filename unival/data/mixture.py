@@ -5,6 +5,7 @@ So a run that resumes at step n asks for batch n: nothing is replayed and no rea
 
 from collections.abc import Iterator
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from unival.batch import Batch, Example
@@ -47,12 +48,24 @@ class StageBatches(Dataset[list[Batch]]):
 
     def _streams(self, group: GroupConfig, seed: int) -> list[Stream]:
         streams = [Stream(entry, seed if group.aligned else seed + index) for index, entry in enumerate(group.tasks)]
+        where = f"stage {self.stage.name}"
+        modalities = sorted({stream.task.modality for stream in streams})
+        if len(modalities) > 1:
+            raise UserError(
+                f"a group has one modality, got {' and '.join(modalities)}", where, "give each its own group"
+            )
+        if min(entry.every for entry in group.tasks) > group.rows:
+            raise UserError(
+                f"some steps would have no example: {group.rows} rows a step, and every task has a larger `every`",
+                where,
+                "lower `every` of one task, or raise `rows`",
+            )
         sizes = {stream.num_media for stream in streams}
         if group.aligned and len(sizes) > 1:
             listed = ", ".join(f"{stream.entry.task} {stream.num_media}" for stream in streams)
             raise UserError(
                 f"an aligned group needs sources with the same media, got {listed}",
-                where=f"stage {self.stage.name}",
+                where=where,
                 fix="set `aligned: false`",
             )
         return streams
@@ -87,5 +100,6 @@ def iterate(
         prefetch_factor=4 if workers else None,
         multiprocessing_context="fork" if workers else None,
         timeout=120 if workers else 0,
+        generator=torch.Generator(),  # otherwise a resumed run draws once more from the one that dropout uses
     )
     return iter(loader)

@@ -45,11 +45,14 @@ def group_phrase(group: str) -> str:
     return group if group == "food" else noun_phrase(group)
 
 
-def absent_concept(present: list[int], rng: np.random.Generator) -> int:
-    """Draw a concept that is not present: half of the time from the group of something present."""
-    pool = range(len(world.concepts()))
+def absent_concept(scene: Scene, rng: np.random.Generator) -> int:
+    """Draw a concept of the scene's pool that is not present: half of the time from the group of something present."""
+    present = [obj.concept for obj in scene.objects]
+    pool = scene.pool
     if rng.random() < 0.5:
-        pool = world.concepts_by_group()[world.concepts()[pick(rng, present)].group]
+        group = world.concepts()[pick(rng, present)].group
+        kin = [index for index in pool if world.concepts()[index].group == group]
+        pool = kin if set(kin) - set(present) else pool
     while True:
         index = pool[int(rng.integers(len(pool)))]
         if index not in present:
@@ -141,7 +144,7 @@ def _yesno(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
         text = f"is there {group_phrase(group)}?"
     else:
         present = [obj.concept for obj in scene.objects]
-        index = pick(rng, present) if is_yes else absent_concept(present, rng)
+        index = pick(rng, present) if is_yes else absent_concept(scene, rng)
         concept = world.concepts()[index]
         text = f"{be(concept.name)} there {concept.phrase}?"
     return text, "yes" if is_yes else "no"

@@ -58,13 +58,17 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture with everything that is true about it. `image` is uint8 (H, W, 3)."""
+    """A picture with everything that is true about it.
+
+    `image` is uint8 (H, W, 3); `pool` holds the concepts that could have been in it, for questions about absent ones.
+    """
 
     image: np.ndarray
     style: str
     background: str
     layout: str
     objects: tuple[SceneObject, ...]
+    pool: tuple[int, ...]
 
     @property
     def pil(self) -> Image.Image:
@@ -115,6 +119,7 @@ class ImageScenes:
         max_objects: 1 to 4.
         seed: a different seed gives different scenes of the same split.
         augment: vary rotation, aspect, colour and sharpness of each object; by default for "train" only.
+        concepts: "all", or "cast" for the 153 that also occur in clips.
         length: what `len` reports; indices from 0 to length - 1 are valid.
     """
 
@@ -126,6 +131,7 @@ class ImageScenes:
         max_objects: int = 4,
         seed: int = 0,
         augment: bool | None = None,
+        concepts: str = "all",
         length: int = 1_000_000_000,
     ) -> None:
         if not 1 <= max_objects <= 4 or image_px < 24:
@@ -141,6 +147,13 @@ class ImageScenes:
         self.seed = seed
         self.augment = split == "train" if augment is None else augment
         self.length = length
+        if concepts not in ("all", "cast"):
+            raise UserError(f"unknown concepts {concepts!r}", where="ImageScenes", fix="valid: all, cast")
+        self.pool = world.cast() if concepts == "cast" else tuple(range(len(world.concepts())))
+        inside = frozenset(self.pool)
+        self.groups = tuple(
+            tuple(index for index in members if index in inside) for members in world.concepts_by_group().values()
+        )
 
     def __len__(self) -> int:
         return self.length
@@ -151,8 +164,8 @@ class ImageScenes:
         rng = world.generator(self.seed, self.split, "image", index)
         num_objects = 1 + pick(rng, list(range(self.max_objects)), list(_NUM_OBJECTS_WEIGHTS[: self.max_objects]))
         layout = pick(rng, list(_LAYOUTS_OF_NUM[num_objects - 1]))
-        groups = tuple(world.concepts_by_group().values()) if rng.random() < _THEMED_FRACTION else ()
-        chosen = world.draw_concepts(rng, self.split, num_objects, range(len(world.concepts())), groups)
+        groups = self.groups if rng.random() < _THEMED_FRACTION else ()
+        chosen = world.draw_concepts(rng, self.split, num_objects, self.pool, groups)
         style = pick(rng, list(self.styles))
         colour = "white" if rng.random() < _WHITE_FRACTION else pick(rng, list(sprites.BACKGROUNDS)[1:])
         return self._draw(rng, layout, chosen, style, colour)
@@ -173,7 +186,7 @@ class ImageScenes:
             box = (float(x0 + tight[0]), float(y0 + tight[1]), float(x0 + tight[2]), float(y0 + tight[3]))
             concept = world.concepts()[concept_index]
             objects.append(SceneObject(concept_index, concept.name, concept.phrase, concept.group, position, row, box))
-        return Scene(sprites.to_uint8(canvas), style, colour, layout, tuple(objects))
+        return Scene(sprites.to_uint8(canvas), style, colour, layout, tuple(objects), self.pool)
 
 
 def _place(rng: np.random.Generator, centre: float, cell_px: int, length: int, slack_px: int) -> int:

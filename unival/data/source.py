@@ -40,11 +40,11 @@ class ManifestRows:
         self.path = Path(path)
         if not self.path.is_file():
             raise UserError(f"no such manifest: {path}", fix="give the path of a JSON-lines file")
-        self.rows = [
-            self._parse(number, line)
-            for number, line in enumerate(self.path.read_text(encoding="utf-8").splitlines(), start=1)
-            if line.strip()
-        ][:limit]
+        try:
+            lines = self.path.read_text(encoding="utf-8").split("\n")  # splitlines() would also cut at U+2028
+        except UnicodeDecodeError:
+            raise UserError("the manifest is not UTF-8 text", where=str(path)) from None
+        self.rows = [self._parse(number, line) for number, line in enumerate(lines, start=1) if line.strip()][:limit]
         if not self.rows:
             raise UserError("the manifest has no rows", where=str(path))
 
@@ -60,7 +60,8 @@ class ManifestRows:
         row["uid"] = str(row["uid"])
         for column in MEDIA_COLUMNS:
             if column in row:
-                row["media_id"] = row[column]
+                if not isinstance(row[column], str):
+                    raise UserError(f"{column} must be a path, got {json.dumps(row[column])}", where=where)
                 row[column] = str(self.path.parent / row[column])
         return row
 
@@ -87,7 +88,8 @@ def open_source(config: SourceConfig, task: str, modality: Modality) -> Source:
         raise UserError(f"the embedded world has no {modality} rows for {content!r}", fix=did_you_mean(content, known))
     assert config.world is not None
     styles = tuple(config.styles) if config.styles else None
-    return WorldRows(content, modality, config.world, styles, config.limit, tuple(sorted(config.options.items())))
+    options = {name: tuple(value) if isinstance(value, list) else value for name, value in config.options.items()}
+    return WorldRows(content, modality, config.world, styles, config.limit, tuple(sorted(options.items())))
 
 
 @lru_cache(maxsize=8)

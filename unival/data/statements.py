@@ -79,7 +79,7 @@ def negative_caption(scene: Scene, rng: np.random.Generator) -> str:
         other = pick(rng, others)
         phrases[0], phrases[other] = phrases[other], phrases[0]
     else:
-        concept = world.concepts()[absent_concept([obj.concept for obj in scene.objects], rng)]
+        concept = world.concepts()[absent_concept(scene, rng)]
         phrases[int(rng.integers(len(phrases)))] = concept.phrase
     return describe(scene.layout, phrases, rows)
 
@@ -103,8 +103,7 @@ def _true(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def _false(scene: Scene, rng: np.random.Generator) -> str:
-    present = [obj.concept for obj in scene.objects]
-    absent = world.concepts()[absent_concept(present, rng)]
+    absent = world.concepts()[absent_concept(scene, rng)]
     kind = rng.random()
     if kind < 0.3:
         return _unknowable(scene, rng, absent.name)

@@ -29,6 +29,22 @@ TRAIN_STYLES = ("fluent-emoji-flat", "noto")
 _TRAIN_PERCENT, _VALIDATION_PERCENT = 80, 10
 
 
+_CAST = """
+monkey|gorilla|dog|poodle|wolf|fox|cat|lion|tiger|leopard|horse|unicorn|deer|ox|cow|pig|boar|ram|ewe|goat
+camel|elephant|rhinoceros|mouse|rat|hamster|rabbit|chipmunk|bat|bear|koala|panda|turkey|chicken|rooster|bird
+penguin|dove|eagle|duck|owl|frog|crocodile|turtle|lizard|snake|dragon|whale|dolphin|fish|tropical fish
+blowfish|shark|octopus|crab|shrimp|squid|snail|butterfly|bug|ant|honeybee|lady beetle|cricket|spider
+scorpion|dog face|cow face|horse face|rabbit face|monkey face|locomotive|bus|ambulance|fire engine
+police car|taxi|automobile|delivery truck|tractor|racing car|motorcycle|bicycle|kick scooter|sailboat|canoe
+speedboat|ship|airplane|helicopter|rocket|train|watermelon|lemon|banana|pineapple|red apple|green apple|pear
+peach|strawberry|tomato|avocado|eggplant|carrot|mushroom|hamburger|pizza|hot dog|taco|egg|doughnut|cookie
+birthday cake|lollipop|soccer ball|basketball|guitar|trumpet|drum|umbrella|key|hammer|alarm clock|light bulb
+camera|television|telephone|crown|top hat|backpack|rose|sunflower|cactus|evergreen tree|snowman|balloon
+wrapped gift|jack-o-lantern|ghost|star|red heart|cloud|tornado|rainbow|person running|person swimming
+person surfing|snowboarder|santa claus|ferris wheel|sun with face|full moon face
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Concept:
     """One thing that can be drawn: its plain name, noun phrase, group word and keywords."""
@@ -75,6 +91,13 @@ def concepts_by_group() -> dict[str, tuple[int, ...]]:
     for concept in concepts():
         groups.setdefault(concept.group, []).append(concept.index)
     return {group: tuple(members) for group, members in groups.items()}
+
+
+@cache
+def cast() -> tuple[int, ...]:
+    """Return the concept indices that clips use: 153 concrete things with a singular name."""
+    names = _CAST.strip().replace("\n", "|").split("|")
+    return tuple(concept_index()[name] for name in names)
 
 
 def styles() -> tuple[str, ...]:

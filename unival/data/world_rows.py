@@ -3,6 +3,7 @@
 Row `i * variants + k` asks the k-th question about scene i, so that tasks that share scenes share the encoded picture.
 """
 
+import inspect
 import zlib
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -16,6 +17,7 @@ from unival.data.questions import questions
 from unival.data.scenes import ImageScenes
 from unival.data.sounds import Sounds, sound_questions
 from unival.data.statements import negative_caption, regions, statements
+from unival.errors import UserError, did_you_mean
 
 DEFAULT_LIMIT = {"train": 10**9, "validation": 1000, "test": 1000}
 VARIANTS = 4
@@ -135,7 +137,15 @@ GENERATORS: Mapping[str, Callable[..., Any]] = {"image": ImageScenes, "video": M
 
 @lru_cache(maxsize=16)
 def generator(modality: str, split: str, options: tuple[tuple[str, Any], ...]) -> Any:
-    """Return the scene generator of a modality, shared by the tasks that look at the same scenes."""
+    """Return the scene generator of a modality, shared by the tasks that look at the same scenes.
+
+    Raises:
+        UserError: If it has no such option.
+    """
+    known = list(inspect.signature(GENERATORS[modality]).parameters)[1:]
+    for name, _ in options:
+        if name not in known:
+            raise UserError(f"the {modality} world has no option {name!r}", fix=did_you_mean(name, known))
     return GENERATORS[modality](split, **dict(options))
 
 

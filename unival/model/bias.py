@@ -1,4 +1,4 @@
-"""Additive attention biases: absolute positions shared by all layers, relative tables per layer, masks (section 2.3)."""
+"""Additive attention biases: absolute positions shared by all layers, relative tables per layer, masks (2.3)."""
 
 import torch
 from torch import Tensor, nn

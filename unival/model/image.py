@@ -7,6 +7,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from unival.errors import UserError
+
 
 def build_image_encoder(options: Mapping[str, Any]) -> tuple[nn.Module, int]:
     """Return a module that maps (B, 3, H, W) to (B, C, H / stride, W / stride), and C.
@@ -15,14 +17,17 @@ def build_image_encoder(options: Mapping[str, Any]) -> tuple[nn.Module, int]:
         options: `name` of a timm model, `out_index` of the feature level, further arguments for `timm.create_model`.
 
     Raises:
-        ValueError: If timm does not know the name or the arguments; the message lists close names.
+        UserError: If timm does not know the name or the arguments; the message lists close names.
     """
     arguments = dict(options)
-    name, out_index = arguments.pop("name"), arguments.pop("out_index", -1)
+    name, out_index = str(arguments.pop("name", None)), arguments.pop("out_index", -1)
     if not timm.is_model(name):
         close = timm.list_models(f"*{name[:6]}*")[:5]
-        raise ValueError(f"image_encoder.name {name!r} is not a timm model; close names: {', '.join(close) or 'none'}")
-    backbone = timm.create_model(name, features_only=True, out_indices=[out_index], pretrained=False, **arguments)
+        raise UserError(f"image_encoder.name {name!r} is not a timm model", fix=f"close: {', '.join(close) or 'none'}")
+    try:
+        backbone = timm.create_model(name, features_only=True, out_indices=[out_index], pretrained=False, **arguments)
+    except (TypeError, AssertionError, IndexError) as error:  # what timm raises for its arguments
+        raise UserError(f"image_encoder {name!r} does not take these options: {error}", where=str(arguments)) from None
     return backbone, backbone.feature_info.channels()[-1]
 
 

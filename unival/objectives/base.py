@@ -50,7 +50,7 @@ def get_objective(
         rows: Returns records of the stage's stream, for objectives that need corpus statistics.
 
     Raises:
-        UserError: If there is no such file or it takes no such argument.
+        UserError: If there is no such file or its arguments are unknown or missing.
     """
     names = sorted(p.stem for p in Path(__file__).parent.glob("[a-z]*.py") if p.stem != "base")
     if name not in names:
@@ -62,4 +62,7 @@ def get_objective(
     for key in args:
         if key not in known:
             raise UserError(f"objective {name} has no argument {key!r}", fix=did_you_mean(key, known))
+    missing = [key for key in known if parameters[key].default is inspect.Parameter.empty and key not in args]
+    if missing:
+        raise UserError(f"objective {name} needs the argument {missing[0]!r}", fix=f"it takes {', '.join(known)}")
     return cls(**{k: v for k, v in given.items() if k in parameters}, **args)

@@ -5,9 +5,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unival.batch import Batch
+from unival.errors import UserError
 from unival.model.modeling import MEDIA_INPUTS, MediaTokens, UnivalForConditionalGeneration
 from unival.model.processing import UnivalProcessor
 from unival.objectives.base import Loss
+
+NORMALISATIONS = ("token", "example")
 
 
 class Objective:
@@ -21,6 +24,8 @@ class Objective:
     """
 
     def __init__(self, processor: UnivalProcessor, label_smoothing: float = 0.0, normalise: str = "token") -> None:
+        if normalise not in NORMALISATIONS:
+            raise UserError(f"unknown normalise {normalise!r}", fix=f"valid: {', '.join(NORMALISATIONS)}")
         self.label_smoothing = label_smoothing
         self.normalise = normalise
 

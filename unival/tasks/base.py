@@ -28,14 +28,24 @@ class TaskArgs(BaseModel):
         """Return the media fields of an example: the record's column is named after the modality."""
         if self.modality == "text":
             return {"modality": "text"}
-        if self.modality not in record:
-            raise UserError(
-                f"the record has no column {self.modality!r}",
-                where=f"record {record.get('uid')}",
-                fix=f"its columns are {', '.join(map(str, record))}",
-            )
-        media_id = str(record.get("media_id", record["uid"]))
-        return {"modality": self.modality, "media": record[self.modality], "media_id": media_id}
+        medium = column(record, self.modality)
+        default = medium if isinstance(medium, str) else record["uid"]  # rows about one file share its features
+        return {"modality": self.modality, "media": medium, "media_id": str(record.get("media_id", default))}
+
+
+def column(record: Mapping[str, Any], name: str) -> Any:
+    """Return a column of a record.
+
+    Raises:
+        UserError: If the record has no such column.
+    """
+    if name not in record:
+        raise UserError(
+            f"the record has no column {name!r}",
+            where=f"record {record.get('uid')}",
+            fix=f"its columns are {', '.join(map(str, record))}",
+        )
+    return record[name]
 
 
 class Task(Protocol):

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from unival.batch import Example
-from unival.tasks.base import Scores, TaskArgs
+from unival.tasks.base import Scores, TaskArgs, column
 
 
 class Task(TaskArgs):
@@ -23,7 +23,7 @@ class Task(TaskArgs):
         """Ask whether the statement holds."""
         return Example(
             uid=record["uid"],
-            prompt=self.prompt.format(modality=self.modality, text=record["text"]),
+            prompt=self.prompt.format(modality=self.modality, text=column(record, "text")),
             target=record.get("label", ""),
             record=record,
             **self.media(record),
@@ -36,4 +36,4 @@ class Task(TaskArgs):
     def score(self, predictions: Sequence[str], records: Sequence[Mapping[str, Any]]) -> Scores:
         """Return the accuracy."""
         pairs = zip(predictions, records, strict=True)
-        return {"accuracy": np.array([float(p == record["label"]) for p, record in pairs])}
+        return {"accuracy": np.array([float(p == column(record, "label")) for p, record in pairs])}

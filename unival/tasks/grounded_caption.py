@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from unival.batch import Example
 from unival.metrics.caption_match import exact_match
 from unival.model.tokenizer import box_to_text
-from unival.tasks.base import Scores, TaskArgs
+from unival.tasks.base import Scores, TaskArgs, column
 
 
 class Task(TaskArgs):
@@ -21,7 +21,7 @@ class Task(TaskArgs):
 
     def example(self, record: Mapping[str, Any]) -> Example:
         """Show the box as position tokens after the prompt; the target is the expression."""
-        box = box_to_text(record["box"], record["width"], record["height"], self.num_bins)
+        box = box_to_text(column(record, "box"), column(record, "width"), column(record, "height"), self.num_bins)
         return Example(
             uid=record["uid"],
             prompt=f"{self.prompt} {box}",
@@ -36,4 +36,4 @@ class Task(TaskArgs):
 
     def score(self, predictions: Sequence[str], records: Sequence[Mapping[str, Any]]) -> Scores:
         """Return the exact match."""
-        return {"exact": exact_match(predictions, [[record["text"]] for record in records]).per_sample}
+        return {"exact": exact_match(predictions, [[column(record, "text")] for record in records]).per_sample}

@@ -12,7 +12,7 @@ import numpy as np
 from unival.batch import Example
 from unival.metrics.iou import box_accuracy, box_iou
 from unival.model.tokenizer import box_to_text, text_to_box
-from unival.tasks.base import Scores, TaskArgs
+from unival.tasks.base import Scores, TaskArgs, column
 
 
 class Task(TaskArgs):
@@ -26,11 +26,11 @@ class Task(TaskArgs):
 
     def example(self, record: Mapping[str, Any]) -> Example:
         """Ask for the region; the target is the quantised box."""
-        has_box = "box" in record
+        size = column(record, "width"), column(record, "height")
         return Example(
             uid=record["uid"],
-            prompt=self.prompt.format(text=record["text"]),
-            target=box_to_text(record["box"], record["width"], record["height"], self.num_bins) if has_box else "",
+            prompt=self.prompt.format(text=column(record, "text")),
+            target=box_to_text(record["box"], *size, self.num_bins) if "box" in record else "",
             record=record,
             **self.media(record),
         )
@@ -42,7 +42,7 @@ class Task(TaskArgs):
     def score(self, predictions: Sequence[Any], records: Sequence[Mapping[str, Any]]) -> Scores:
         """Return the IoU and whether it reaches 0.5; a missing box counts as empty."""
         boxes = np.array([box if box is not None else [0.0] * 4 for box in predictions])
-        references = np.array([record["box"] for record in records], dtype=np.float64)
+        references = np.array([column(record, "box") for record in records], dtype=np.float64)
         return {
             "accuracy@0.5": box_accuracy(boxes, references).per_sample,
             "iou": box_iou(boxes, references),

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from unival.batch import Example
 from unival.metrics.vqa_accuracy import vqa_accuracy
-from unival.tasks.base import Scores, TaskArgs
+from unival.tasks.base import Scores, TaskArgs, column
 
 
 class Task(TaskArgs):
@@ -22,7 +22,7 @@ class Task(TaskArgs):
         """Ask the question; the target is the first answer."""
         return Example(
             uid=record["uid"],
-            prompt=self.prompt.format(question=record["question"]),
+            prompt=self.prompt.format(question=column(record, "question")),
             target=record["answers"][0] if record.get("answers") else "",
             record=record,
             **self.media(record),
@@ -34,4 +34,4 @@ class Task(TaskArgs):
 
     def score(self, predictions: Sequence[str], records: Sequence[Mapping[str, Any]]) -> Scores:
         """Return the VQA accuracy (exact match after normalisation when there is one answer)."""
-        return {"accuracy": vqa_accuracy(predictions, [record["answers"] for record in records]).per_sample}
+        return {"accuracy": vqa_accuracy(predictions, [column(record, "answers") for record in records]).per_sample}

@@ -1,0 +1,325 @@
+"""Training from a configuration to a model: the loss falls, an interrupted run equals an uninterrupted one."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests import tiny
+from unival.checkpoint import checkpoints, load_model, save_model
+from unival.config import dump_config
+from unival.errors import UserError
+from unival.schema import RunConfig
+from unival.train import Interrupted, StageLoop, add_encoders, train
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = (5, 3)
+
+
+def config_of(out: Path, **changes: Any) -> RunConfig:
+    return RunConfig.model_validate(tiny.run_settings(out, STEPS, **changes))
+
+
+def weights(run_dir: Path) -> dict[str, Tensor]:
+    return load_file(run_dir / "model" / "model.safetensors")
+
+
+def rows(run_dir: Path) -> list[dict[str, Any]]:
+    """Return the rows of metrics.jsonl without what a clock wrote."""
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
+    return set(one) == set(two) and all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    assert train(config_of(run_dir)) == run_dir / "model"
+    return run_dir
+
+
+@pytest.fixture
+def stop_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+    """Send SIGTERM in the middle of the n-th step from now on."""
+    step = StageLoop.step
+
+    def arrange(number: int) -> None:
+        calls = iter(range(1, 100))
+
+        def interrupted(self: StageLoop, *args: Any) -> dict[str, float]:
+            if next(calls) == number:
+                signal.raise_signal(signal.SIGTERM)
+            return step(self, *args)
+
+        monkeypatch.setattr(StageLoop, "step", interrupted)
+
+    yield arrange
+    monkeypatch.undo()
+
+
+def test_every_step_is_logged_and_the_loss_falls(uninterrupted: Path) -> None:
+    found = rows(uninterrupted)
+    assert [row["step"] for row in found] == list(range(sum(STEPS)))
+    assert [row["stage"] for row in found] == ["image"] * STEPS[0] + ["image-video"] * STEPS[1]
+    assert set(found[0]) == {"step", "stage", "loss", "loss/image_caption", "loss/image_vqa", "grad_norm", "lr"}
+    assert "loss/video_caption" in found[-1]
+    assert found[0]["loss"] == pytest.approx(6.0, abs=1.0)  # about log(300)
+    assert found[STEPS[0] - 1]["loss"] < found[0]["loss"] - 0.5
+    for row in found:
+        groups = [[v for k, v in row.items() if k.startswith(f"loss/{m}")] for m in ("image", "video")]
+        assert min(map(min, filter(None, groups))) <= row["loss"] <= max(map(max, filter(None, groups)))
+
+
+def test_the_result_is_a_model_with_both_encoders_and_its_own_processor(uninterrupted: Path) -> None:
+    model, processor = load_model(uninterrupted / "model")
+    assert model.config.video_encoder == tiny.VIDEO_ENCODER
+    assert model.config.audio_encoder is None
+    assert len(processor.tokenizer) == model.config.vocab_size
+    assert (processor.image_px, processor.num_bins) == (24, tiny.NUM_BINS)
+    assert not model.training
+    assert [folder.name for folder in checkpoints(uninterrupted)] == ["step-0000007", "step-0000008"]
+    assert json.loads((uninterrupted / "versions.json").read_text())["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize(
+    "stops",
+    [
+        [3],  # within stage 1, after an odd number of steps since the last checkpoint
+        [5, 2],  # between the stages, then within stage 2
+        [1, 1, 6],  # after each of the first steps, and after the last
+    ],
+)
+def test_an_interrupted_run_equals_an_uninterrupted_one(
+    tmp_path: Path, uninterrupted: Path, stop_at: Callable[[int], None], stops: list[int]
+) -> None:
+    config = config_of(tmp_path / "run")
+    for number in stops:
+        stop_at(number)
+        with pytest.raises(Interrupted, match="the same command continues"):
+            train(config)
+        assert not (tmp_path / "run" / "model").exists()
+    stop_at(99)
+    train(config)
+    assert same(weights(tmp_path / "run"), weights(uninterrupted))
+    assert rows(tmp_path / "run") == rows(uninterrupted)
+    last = "step-0000008/training.safetensors"
+    assert same(load_file(tmp_path / "run" / last), load_file(uninterrupted / last))
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_the_result_is_the_same(
+    tmp_path: Path, uninterrupted: Path, stop_at: Callable[[int], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_of(tmp_path / "run")
+    stop_at(4)
+    with pytest.raises(Interrupted):
+        train(config)
+    path = tmp_path / "run" / "step-0000004" / "training.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    stop_at(99)
+    train(config)
+    assert "skipped step-0000004: training.safetensors is damaged" in " ".join(capsys.readouterr().err.split())
+    assert same(weights(tmp_path / "run"), weights(uninterrupted))
+
+
+def test_workers_do_not_change_the_result(tmp_path: Path, uninterrupted: Path) -> None:
+    train(config_of(tmp_path / "run", workers=1))
+    assert same(weights(tmp_path / "run"), weights(uninterrupted))
+
+
+def test_another_seed_gives_another_model(tmp_path: Path, uninterrupted: Path) -> None:
+    train(config_of(tmp_path / "run", seed=2, stages=tiny.run_settings(tmp_path, (1, 1))["stages"][:1]))
+    ours, theirs = rows(tmp_path / "run")[0]["loss"], rows(uninterrupted)[0]["loss"]
+    assert ours != theirs
+
+
+def test_a_complete_run_is_left_alone_and_another_one_refused(tmp_path: Path, uninterrupted: Path) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(uninterrupted, run_dir)
+    (run_dir / "config.yaml").unlink()
+    dump_config(config_of(run_dir), run_dir / "config.yaml")
+    before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}
+    train(config_of(run_dir))
+    assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")} == before
+    with pytest.raises(UserError, match=r"another configuration.*--fresh"):
+        train(config_of(run_dir, seed=2))
+    assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")} == before
+
+
+def test_fresh_starts_over(tmp_path: Path, uninterrupted: Path) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(uninterrupted, run_dir)
+    stages = tiny.run_settings(run_dir, (1, 1))["stages"][:1]
+    train(config_of(run_dir, stages=stages), fresh=True)
+    assert len(rows(run_dir)) == 1
+    assert [folder.name for folder in checkpoints(run_dir)] == ["step-0000001"]
+
+
+# ------------------------------------------------------------------------------------------------------ fine-tuning
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a manifest of six captioned pictures, which does not depend on the embedded world."""
+    folder = tmp_path_factory.mktemp("manifest")
+    captions = ["a red apple above a cat", "a dog left of a blue cup", "a cat", "a blue cat", "a red dog", "an apple"]
+    lines = []
+    for index, caption in enumerate(captions):
+        Image.fromarray(tiny.picture(index)).save(folder / f"{index}.png")
+        lines.append(json.dumps({"uid": str(index), "image": f"{index}.png", "captions": [caption]}))
+    (folder / "rows.jsonl").write_text("\n".join(lines))
+    return folder / "rows.jsonl"
+
+
+@pytest.fixture(scope="module")
+def initial(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("initial") / "model", tiny.build_model(), tiny.processor())
+
+
+def fine_tuning(out: Path, initial: Path, manifest: Path, stage: dict[str, Any], **changes: Any) -> RunConfig:
+    task = {"task": "caption", "source": {"manifest": str(manifest)}}
+    optim = {"lr": 3e-3, "schedule": "constant", "warmup_ratio": 0.0}
+    stage = {"name": "tune", "steps": 3, "groups": [{"rows": 3, "tasks": [task]}], "optim": optim} | stage
+    settings = {"out": str(out), "init": str(initial), "stages": [stage], "threads": 1, "workers": 0, "log_every": 1}
+    return RunConfig.model_validate(settings | {"precision": "fp32"} | changes)
+
+
+def test_frozen_parameters_keep_every_bit(tmp_path: Path, initial: Path, manifest: Path) -> None:
+    frozen = ["encoder.embed_images", "encoder.layers.0", "decoder.layers.1.fc1.weight"]
+    stage = {"freeze": frozen, "freeze_batchnorm": True}
+    train(fine_tuning(tmp_path / "run", initial, manifest, stage))
+    before, after = load_file(initial / "model.safetensors"), weights(tmp_path / "run")
+    changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    assert not any(name.startswith(tuple(frozen)) for name in changed)
+    assert {"encoder.layers.1.fc1.weight", "decoder.layers.1.fc2.weight", "encoder.image_proj.weight"} <= changed
+
+
+def test_without_freezing_everything_that_is_used_is_trained(tmp_path: Path, initial: Path, manifest: Path) -> None:
+    train(fine_tuning(tmp_path / "run", initial, manifest, {"steps": 1}))
+    before, after = load_file(initial / "model.safetensors"), weights(tmp_path / "run")
+    kept = {name for name, tensor in before.items() if torch.equal(tensor, after[name])}
+    unused = ("video", "audio", "code_layernorm", "embed_image_positions", "image_pos_ln", "image_rel_pos_table")
+    allowed = {name for name in kept if any(part in name for part in unused) or "melW" in name}
+    # Counters of unused encoders and the padding row aside, only decoder tables for picture codes stay.
+    assert kept == allowed
+    assert not any(name.startswith("encoder.image") for name in kept)
+
+
+def test_a_prefix_that_matches_nothing_is_refused(tmp_path: Path, initial: Path, manifest: Path) -> None:
+    with pytest.raises(UserError, match="no parameter starts with 'encoder.embed_pictures'"):
+        train(fine_tuning(tmp_path / "run", initial, manifest, {"freeze": ["encoder.embed_pictures"]}))
+
+
+def test_encoders_join_without_changing_any_other_weight(manifest: Path) -> None:
+    model = tiny.build_model(audio_encoder=None)
+    stage = fine_tuning(Path("x"), Path("y"), manifest, {"add": {"audio_encoder": tiny.AUDIO_ENCODER}}).stages[0]
+    joined = add_encoders(model, stage)
+    before, after = model.state_dict(), joined.state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    new = set(after) - set(before)
+    assert new
+    assert all(name.startswith(("encoder.embed_audio", "encoder.audio_proj")) for name in new)
+    assert after["encoder.embed_audios.logmel_extractor.melW"].sum() > 0
+    assert joined.config.audio_encoder == tiny.AUDIO_ENCODER
+    assert joined.decoder.output_projection.weight is joined.encoder.embed_tokens.weight
+    inputs = tiny.prompt_ids(["what is left of the cat?"]) | tiny.media("image", 1)
+    start = torch.zeros(1, 1, dtype=torch.long)
+    ours = model(**inputs, decoder_input_ids=start).logits
+    assert torch.equal(joined.eval()(**inputs, decoder_input_ids=start).logits, ours)
+    assert add_encoders(model, stage.model_copy(update={"add": {}})) is model
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": {"dropuot": 0.1}}, r"unknown model option 'dropuot'.*did you mean 'dropout'"),
+        ({"model": {"d_model": 32}}, "change the shape of"),
+        ({"init": "nowhere"}, "no such model folder: nowhere"),
+        ({"init": None, "model": {"d_modle": 32}}, r"unknown model option 'd_modle'.*did you mean 'd_model'"),
+        ({"init": None, "model": {"num_bins": 7}}, "unknown model option 'num_bins'"),
+        ({"init": None, "model": {"video_encoder": {"depth": [1]}}}, r"unknown video_encoder option 'depth'.*depths"),
+        ({"init": None, "model": {"image_encoder": {"name": "resnet1800"}}}, "'resnet1800' is not a timm model"),
+        ({"init": None, "model": {"image_encoder": {"name": "resnet18", "chanels": [8]}}}, "chanels"),
+        ({"init": None, "processor": {"image_size": 7}}, "unknown processor option 'image_size'"),
+    ],
+)
+def test_options_that_no_model_has_are_refused(
+    tmp_path: Path, initial: Path, manifest: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        train(fine_tuning(tmp_path / "run", initial, manifest, {}, **changes))
+
+
+def test_an_unknown_encoder_cannot_join(tmp_path: Path, initial: Path, manifest: Path) -> None:
+    with pytest.raises(UserError, match="add: 'smell_encoder' is not an encoder"):
+        train(fine_tuning(tmp_path / "run", initial, manifest, {"add": {"smell_encoder": {}}}))
+
+
+def test_a_gradient_that_is_not_a_number_stops_the_run(tmp_path: Path, initial: Path, manifest: Path) -> None:
+    optim = {"lr": 1e30, "schedule": "constant", "warmup_ratio": 0.0}
+    with pytest.raises(FloatingPointError, match="gradient norm is"):
+        train(fine_tuning(tmp_path / "run", initial, manifest, {"steps": 9, "optim": optim}))
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_evaluations_run_after_training_and_keep_every_prediction(
+    tmp_path: Path, initial: Path, manifest: Path
+) -> None:
+    evaluation = {"name": "captions", "task": "caption", "source": {"manifest": str(manifest)}, "batch_size": 4}
+    config = fine_tuning(tmp_path / "run", initial, manifest, {"steps": 1}, evaluations=[evaluation])
+    train(config)
+    report = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    lines = (tmp_path / "run" / "predictions-captions.jsonl").read_text().splitlines()
+    predictions = [json.loads(line) for line in lines]
+    assert [row["uid"] for row in predictions] == [str(i) for i in range(6)]
+    mean = sum(row["scores"]["exact"] for row in predictions) / 6
+    assert report["captions"]["metrics"]["exact"]["mean"] == pytest.approx(mean)
+    assert report["captions"]["samples"] == 6
+    (tmp_path / "run" / "evaluation.json").unlink()
+    train(config)  # trained already, only evaluated again
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text()) == report
+
+
+def test_a_model_learns_six_captions_by_heart(tmp_path: Path, initial: Path, manifest: Path) -> None:
+    """The whole path works: 60 steps on six pictures, then every caption is generated."""
+    evaluation = {"name": "captions", "task": "caption", "source": {"manifest": str(manifest)}}
+    stage = {"steps": 60, "optim": {"lr": 1e-2, "warmup_ratio": 0.1}}
+    stage["groups"] = [{"rows": 6, "tasks": [{"task": "caption", "source": {"manifest": str(manifest)}}]}]
+    train(fine_tuning(tmp_path / "run", initial, manifest, stage, evaluations=[evaluation]))
+    found = rows(tmp_path / "run")
+    assert found[-1]["loss"] < 0.1 < 2.0 < found[0]["loss"]
+    report = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert report["captions"]["metrics"]["exact"]["mean"] == 1.0
+
+
+@pytest.mark.slow
+def test_sigterm_writes_a_checkpoint_and_exits_with_130(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    dump_config(RunConfig.model_validate(tiny.run_settings(run_dir, (2000, 1))), tmp_path / "config.yaml")
+    command = [sys.executable, "-m", "unival.cli", "train", str(tmp_path / "config.yaml")]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True) as process:
+        while not checkpoints(run_dir) and process.poll() is None:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate()
+    assert process.returncode == 130
+    assert "the same command continues" in errors
+    assert "Traceback" not in errors
+    newest = checkpoints(run_dir)[-1]
+    assert f"step {int(newest.name.removeprefix('step-'))};" in errors
+    assert json.loads((newest / "state.json").read_text())["step"] == int(newest.name.removeprefix("step-"))

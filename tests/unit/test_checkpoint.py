@@ -1,0 +1,251 @@
+"""Checkpoints: what is written is what is read, damage is found, nothing is half written."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests import tiny
+from unival.checkpoint import (
+    TrainState,
+    atomic_folder,
+    checkpoints,
+    digest,
+    load_model,
+    load_training,
+    newest_valid,
+    problem_with,
+    read_state,
+    resolve_model_dir,
+    save_model,
+    save_training,
+)
+from unival.errors import UserError
+from unival.model.modeling import UnivalForConditionalGeneration
+from unival.optim import build_optimizer
+from unival.schema import OptimConfig
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("saved") / "model", tiny.model(), tiny.processor(), card="# A model\n")
+
+
+@pytest.fixture
+def copy(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "model"))
+
+
+def test_a_model_survives_saving_and_loading_bit_for_bit(saved: Path) -> None:
+    model, processor = load_model(saved)
+    ours, loaded = tiny.model().state_dict(), model.state_dict()
+    assert set(ours) == set(loaded)
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in ours.items())
+    assert not model.training
+    assert processor.encode(list(tiny.TEXTS)) == tiny.processor().encode(list(tiny.TEXTS))
+    inputs = tiny.prompt_ids(["what does the image describe?"]) | tiny.media("image", 1)
+    assert torch.equal(model.generate(**inputs, max_new_tokens=8), tiny.model().generate(**inputs, max_new_tokens=8))
+
+
+def test_a_model_folder_holds_each_tied_tensor_once_and_no_path(saved: Path) -> None:
+    stored = load_file(saved / "model.safetensors")
+    assert set(stored) == set(tiny.model().state_dict()) - {
+        "decoder.embed_tokens.weight",
+        "decoder.output_projection.weight",
+    }
+    config = json.loads((saved / "config.json").read_text())
+    assert config["model_type"] == "unival"
+    assert config["architectures"] == ["UnivalForConditionalGeneration"]
+    assert (saved / "README.md").read_text() == "# A model\n"
+    for path in saved.glob("*.json"):
+        assert str(saved.parent) not in path.read_text(), path.name
+        assert path.stat().st_mode & 0o777 == 0o666 & ~current_umask()
+
+
+def current_umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+def test_transformers_loads_the_folder_by_itself(saved: Path) -> None:
+    model = UnivalForConditionalGeneration.from_pretrained(saved)
+    assert torch.equal(model.encoder.layer_norm.weight, tiny.model().encoder.layer_norm.weight)
+    assert model.decoder.output_projection.weight is model.encoder.embed_tokens.weight
+
+
+def test_weights_can_be_stored_in_half_precision(tmp_path: Path) -> None:
+    save_model(tmp_path / "half", tiny.model(), tiny.processor(), dtype=torch.bfloat16)
+    stored = load_file(tmp_path / "half" / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16, torch.int64}
+    model, _ = load_model(tmp_path / "half")
+    name = "encoder.layers.0.fc1.weight"
+    assert torch.equal(model.get_parameter(name), tiny.model().get_parameter(name).bfloat16().float())
+
+
+def test_a_new_model_replaces_the_old_one_completely(copy: Path) -> None:
+    (copy / "stale.json").write_text("{}")
+    save_model(copy, tiny.build_model(1), tiny.processor())
+    assert not (copy / "stale.json").exists()
+    model, _ = load_model(copy)
+    assert torch.equal(model.encoder.layer_norm.weight, tiny.build_model(1).encoder.layer_norm.weight)
+    assert [path.name for path in copy.parent.iterdir()] == ["model"]
+
+
+def test_nothing_is_left_of_a_write_that_fails(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "old.txt").write_text("old")
+
+    def write() -> None:
+        with atomic_folder(tmp_path / "model") as folder:
+            (folder / "new.txt").write_text("new")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write()
+    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == ["model", "model/old.txt"]
+
+
+def change(folder: Path, case: str) -> None:
+    """Damage a model folder."""
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    settings = json.loads(config.read_text())
+    if case == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-1000])
+    elif case == "text":
+        weights.write_text("version https://git-lfs.github.com/spec/v1")
+    elif case == "broken config":
+        config.write_text("{")
+    elif case == "other model":
+        config.write_text(json.dumps(settings | {"model_type": "bart"}))
+    elif case == "missing weights":
+        config.write_text(json.dumps(settings | {"encoder_layers": 3}))
+    elif case == "unexpected weights":
+        config.write_text(json.dumps(settings | {"audio_encoder": None}))
+    elif case == "no tokenizer":
+        (folder / "tokenizer.json").unlink()
+    else:
+        (folder / case).unlink()
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("model.safetensors", "model.safetensors is missing"),
+        ("config.json", "config.json is missing"),
+        ("truncated", "unreadable model"),
+        ("text", "unreadable model"),
+        ("broken config", "not a valid config.json"),
+        ("other model", "model_type is 'bart', expected 'unival'"),
+        ("missing weights", r"missing keys: encoder\.image_rel_pos_table_list\.2.weight"),
+        ("unexpected weights", r"unexpected keys: encoder\.audio_proj"),
+        ("no tokenizer", "unreadable model"),
+    ],
+)
+def test_an_incomplete_model_is_refused_with_the_reason(
+    copy: Path, case: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(copy, case)
+    with pytest.raises(UserError, match=message) as caught:
+        load_model(copy)
+    assert str(copy) in str(caught.value)
+    assert len(caught.value.lines()) <= 3
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_model_of_other_sizes_is_refused(copy: Path) -> None:
+    config = copy / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"encoder_ffn_dim": 48}))
+    with pytest.raises(UserError, match=r"mismatched keys: .*fc1"):
+        load_model(copy)
+
+
+def test_a_folder_that_is_not_there_names_the_built_in_models() -> None:
+    with pytest.raises(UserError, match=r"no such model folder: nowhere.*unival-tiny"):
+        resolve_model_dir("nowhere")
+
+
+# --------------------------------------------------------------------------------------------------------- training
+def trained_once() -> tuple[UnivalForConditionalGeneration, torch.optim.AdamW]:
+    model = tiny.build_model(image_encoder=None, video_encoder=None, audio_encoder=None)
+    optimizer = build_optimizer(model, OptimConfig())
+    labels = torch.tensor([[5, 6, 2]])
+    model(input_ids=labels, labels=labels).loss.backward()
+    optimizer.step()
+    return model, optimizer
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """Return a run folder with the checkpoints of steps 10 and 20; those of 5 were deleted."""
+    model, optimizer = trained_once()
+    for step in (5, 10, 20):
+        torch.manual_seed(step)
+        state = TrainState(stage=1, step=step, seconds=step / 2)
+        save_training(tmp_path, step, state, model, tiny.processor(), optimizer, keep=2)
+    return tmp_path
+
+
+def test_only_the_newest_checkpoints_are_kept(run_dir: Path) -> None:
+    assert [folder.name for folder in checkpoints(run_dir)] == ["step-0000010", "step-0000020"]
+    assert newest_valid(run_dir) == (run_dir / "step-0000020", [])
+    assert checkpoints(run_dir / "nowhere") == []
+    assert newest_valid(run_dir / "nowhere") == (None, [])
+
+
+def test_moments_generator_and_progress_are_restored(run_dir: Path) -> None:
+    model, optimizer = trained_once()
+    other = build_optimizer(model, OptimConfig())
+    state = load_training(run_dir / "step-0000020", other)
+    assert state == read_state(run_dir / "step-0000020") == TrainState(1, 20, 10.0)
+    expected = torch.Generator().manual_seed(20)
+    assert torch.equal(torch.rand(3), torch.rand(3, generator=expected))
+    ours, loaded = optimizer.state_dict(), other.state_dict()
+    assert ours["param_groups"] == loaded["param_groups"]
+    assert set(ours["state"]) == set(loaded["state"])
+    for index, moments in ours["state"].items():
+        assert {"exp_avg", "exp_avg_sq", "step"} == set(moments)
+        assert all(torch.equal(tensor, loaded["state"][index][key]) for key, tensor in moments.items())
+
+
+@pytest.mark.parametrize("name", ["model/model.safetensors", "training.safetensors", "state.json", "model/config.json"])
+def test_a_flipped_byte_is_found_and_the_older_checkpoint_used(run_dir: Path, name: str) -> None:
+    path = run_dir / "step-0000020" / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert problem_with(path.parents[name.count("/")]) == f"{name} is damaged"
+    assert newest_valid(run_dir) == (run_dir / "step-0000010", [f"skipped step-0000020: {name} is damaged"])
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", '{"state.json": 3}'])
+def test_a_damaged_or_missing_manifest_makes_a_checkpoint_invalid(run_dir: Path, content: str | None) -> None:
+    manifest = run_dir / "step-0000020" / "manifest.json"
+    manifest.unlink() if content is None else manifest.write_text(content)
+    folder, skipped = newest_valid(run_dir)
+    assert folder == run_dir / "step-0000010"
+    assert len(skipped) == 1
+
+
+def test_a_missing_file_makes_a_checkpoint_invalid(run_dir: Path) -> None:
+    (run_dir / "step-0000020" / "training.safetensors").unlink()
+    assert newest_valid(run_dir)[0] == run_dir / "step-0000010"
+
+
+def test_leftovers_of_killed_writes_are_not_checkpoints(run_dir: Path) -> None:
+    (run_dir / ".step-0000030.tmp-123").mkdir()
+    (run_dir / "step-0000010").rename(run_dir / ".step-0000010.old-9")
+    assert [folder.name for folder in checkpoints(run_dir)] == ["step-0000020"]
+
+
+def test_the_manifest_covers_every_file(run_dir: Path) -> None:
+    folder = run_dir / "step-0000020"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert set(manifest) == files - {"manifest.json"}
+    assert manifest["state.json"] == digest(folder / "state.json")
+    assert manifest["state.json"]["bytes"] == (folder / "state.json").stat().st_size

@@ -1,0 +1,125 @@
+"""The three media encoders: what they compute on inputs whose answer is known."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from tests import tiny
+from unival.model.audio import PannCNN, drop_stripes, hann_window
+from unival.model.image import build_image_encoder, image_features
+from unival.model.video import ResNeXt3D, ResNeXtBlock
+
+
+def pann(**changes) -> PannCNN:
+    model = PannCNN(**({"channels": [2, 4], "sample_rate": 8000, "n_fft": 512, "hop": 100, "fmax": 4000.0} | changes))
+    model.logmel_extractor.melW.data = model.logmel_extractor.filter_bank()
+    return model.eval()
+
+
+def test_image_features_are_the_chosen_level_of_a_timm_model() -> None:
+    backbone, channels = build_image_encoder(tiny.IMAGE_ENCODER)
+    features = image_features(backbone.eval(), torch.rand(2, 3, 24, 32))
+    assert channels == 8
+    assert features.shape == (2, 8, 3, 4)
+    assert dict(backbone.named_parameters())["layer2.0.conv1.weight"].shape == (8, 8, 3, 3)
+    assert not any(name.startswith("fc") for name, _ in backbone.named_parameters())
+
+
+def test_an_unknown_image_encoder_is_refused_with_close_names() -> None:
+    with pytest.raises(ValueError, match=r"'resnet1800' is not a timm model.*close: resnet"):
+        build_image_encoder({"name": "resnet1800"})
+
+
+def test_options_are_not_changed_by_building() -> None:
+    options = dict(tiny.IMAGE_ENCODER)
+    build_image_encoder(options)
+    assert options == tiny.IMAGE_ENCODER
+
+
+def test_video_halves_space_from_the_stem_and_time_from_the_pooling_on() -> None:
+    model = ResNeXt3D(depths=[1, 2, 1], planes=[4, 8, 16], groups=2, stem_width=4).eval()
+    assert model.out_channels == 32
+    assert model(torch.rand(1, 3, 8, 64, 96)).shape == (1, 32, 1, 4, 6)
+    assert model.layer1[0].conv2.stride == (1, 1, 1)
+    assert model.layer2[0].conv2.stride == (2, 2, 2)
+    assert model.layer2[0].conv2.groups == 2
+    assert model.layer2[1].downsample is None
+
+
+def test_defaults_of_the_video_encoder_are_the_originals() -> None:
+    with torch.device("meta"):
+        shapes = {name: tuple(p.shape) for name, p in ResNeXt3D().named_parameters()}
+    assert shapes["conv1.weight"] == (64, 3, 7, 7, 7)
+    middle = [shapes[f"layer{s}.0.conv2.weight"] for s in (1, 2, 3, 4)]
+    assert middle == [(width, width // 32, 3, 3, 3) for width in (128, 256, 512, 1024)]
+    assert shapes["layer3.22.conv3.weight"] == (1024, 512, 1, 1, 1)
+    assert not any("fc" in name for name in shapes)
+
+
+def test_a_video_block_adds_its_shortcut_before_the_last_relu() -> None:
+    block = ResNeXtBlock(4, 2, groups=1, stride=1).eval()
+    assert block.downsample is None
+    nn.init.zeros_(block.bn3.weight)
+    x = torch.randn(1, 4, 2, 3, 3)
+    torch.testing.assert_close(block(x), x.relu())
+
+
+def test_log_mel_of_silence_is_the_floor_and_of_a_tone_has_one_peak() -> None:
+    model, rate = pann(), 8000
+    silence = model.logmel_extractor(model.spectrogram(torch.zeros(1, rate)))
+    assert silence.shape == (1, 81, 64)
+    assert bool((silence == -100.0).all())
+    time = torch.arange(rate) / rate
+    for hertz in (200.0, 1000.0, 3000.0):
+        levels = model.logmel_extractor(model.spectrogram(torch.sin(2 * math.pi * hertz * time)[None]))
+        peak = int(levels[0, 40].argmax())
+        weights = model.logmel_extractor.melW[:, peak]
+        centre = float((weights * torch.linspace(0, 4000, 257)).sum() / weights.sum())
+        assert centre == pytest.approx(hertz, rel=0.1)
+
+
+def test_power_of_a_tone_is_the_square_of_its_windowed_amplitude() -> None:
+    model = pann()
+    tone = 0.5 * torch.sin(2 * math.pi * 1000.0 * torch.arange(8000) / 8000)
+    power = model.spectrogram(tone[None])
+    assert power.shape == (1, 81, 257)
+    # Bin 64 is 1000 Hz; a sine of amplitude a gives (a / 2 * sum of the window)^2.
+    assert float(power[0, 40, 64]) == pytest.approx((0.25 * 256) ** 2, rel=1e-4)
+
+
+def test_the_window_is_the_periodic_hann_window() -> None:
+    expected = [0.5 - 0.5 * math.cos(2 * math.pi * n / 8) for n in range(8)]
+    assert hann_window(8, "cpu").tolist() == pytest.approx(expected)
+
+
+def test_audio_blocks_halve_time_and_mel_except_the_last() -> None:
+    with torch.inference_mode():
+        assert pann(channels=[2, 4, 8])(torch.rand(2, 8000)).shape == (2, 8, 20, 16)
+    with torch.device("meta"):
+        shapes = {name: tuple(p.shape) for name, p in PannCNN().named_parameters()}
+    assert shapes["logmel_extractor.melW"] == (513, 64)
+    assert [shapes[f"conv_block{i}.conv2.weight"][0] for i in range(1, 7)] == [64, 128, 256, 512, 1024, 2048]
+
+
+def test_the_filter_bank_is_stored_but_never_trained() -> None:
+    model = pann()
+    assert "logmel_extractor.melW" in model.state_dict()
+    assert not model.logmel_extractor.melW.requires_grad
+
+
+def test_spec_augment_drops_stripes_only_while_training() -> None:
+    x = torch.ones(50, 1, 40, 16)
+    out = drop_stripes(x, time_stripe=8, mel_stripe=3)
+    assert set(out.unique().tolist()) == {0.0, 1.0}
+    is_row_dropped = (out == 0).all(3).squeeze(1)  # B T
+    is_bin_dropped = (out == 0).all(2).squeeze(1)  # B M
+    assert bool((is_row_dropped.sum(1) <= 16).all())
+    assert bool((is_bin_dropped.sum(1) <= 6).all())
+    union = is_row_dropped[:, :, None] | is_bin_dropped[:, None, :]
+    assert torch.equal(union, out[:, 0] == 0)  # whole stripes and nothing else
+    assert 0.1 < float(is_row_dropped.float().mean()) < 0.3
+    model, sound = pann(), torch.rand(1, 8000)
+    assert torch.equal(model(sound), model(sound))
+    assert not torch.equal(model.train()(sound), model(sound))
