@@ -161,7 +161,7 @@ def run_settings(out: Path, steps: Sequence[int] = (4, 3), **changes: Any) -> di
     optim = {"lr": 1e-2, "warmup_ratio": 0.0}
     settings = {
         "out": str(out),
-        "model": SIZES | {"image_encoder": IMAGE_ENCODER, "dropout": 0.1},
+        "model": SIZES | {"image_encoder": IMAGE_ENCODER, "dropout": 0.1, "max_text_positions": 160},
         "processor": PROCESSOR,
         "tokenizer": {"num_words": 300, "num_codes": NUM_CODES, "num_bins": NUM_BINS},
         "stages": [

@@ -118,6 +118,11 @@ def draw_box(path: str, box: Sequence[float], label: str, out: Path | None, num_
     pen.rectangle((x0, y0, x1, y1), outline=(220, 30, 60), width=max(2, picture.width // 160))
     pen.text((x0 + 4, max(y0 - 14, 2)), label, fill=(220, 30, 60))
     temporary = target.with_name(f".{target.name}.tmp")
-    picture.save(temporary, "PNG")
-    temporary.replace(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(temporary, "PNG")
+        temporary.replace(target)
+    except OSError as error:
+        what = f"cannot write the drawing: {error.strerror}"
+        raise UserError(what, str(target), "name a place with --draw") from None
     return target

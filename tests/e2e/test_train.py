@@ -26,6 +26,7 @@ from unival.train import Interrupted, StageLoop, add_encoders, train
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = (5, 3)
+GOLDEN_LOSSES = [8.0797, 6.8469, 5.8650, 5.7943]
 
 
 def config_of(out: Path, **changes: Any) -> RunConfig:
@@ -79,7 +80,7 @@ def test_every_step_is_logged_and_the_loss_falls(uninterrupted: Path) -> None:
     assert set(found[0]) == {"step", "stage", "loss", "loss/image_caption", "loss/image_vqa", "grad_norm", "lr"}
     assert "loss/video_caption" in found[-1]
     assert found[0]["loss"] == pytest.approx(6.0, abs=1.0)  # about log(300)
-    assert found[STEPS[0] - 1]["loss"] < found[0]["loss"] - 0.5
+    assert found[-1]["loss"] < found[0]["loss"] - 0.5
     for row in found:
         groups = [[v for k, v in row.items() if k.startswith(f"loss/{m}")] for m in ("image", "video")]
         assert min(map(min, filter(None, groups))) <= row["loss"] <= max(map(max, filter(None, groups)))
@@ -99,9 +100,8 @@ def test_the_result_is_a_model_with_both_encoders_and_its_own_processor(uninterr
 @pytest.mark.parametrize(
     "stops",
     [
-        [3],  # within stage 1, after an odd number of steps since the last checkpoint
-        [5, 2],  # between the stages, then within stage 2
-        [1, 1, 6],  # after each of the first steps, and after the last
+        [3, 2],  # within stage 1, an odd number of steps after the last checkpoint; then between the stages
+        [1, 1, 4, 2],  # after each of the first steps, within stage 2, after the last step
     ],
 )
 def test_an_interrupted_run_equals_an_uninterrupted_one(
@@ -198,6 +198,14 @@ def fine_tuning(out: Path, initial: Path, manifest: Path, stage: dict[str, Any],
     return RunConfig.model_validate(settings | {"precision": "fp32"} | changes)
 
 
+def test_losses_of_one_seed_are_the_recorded_ones(tmp_path: Path, initial: Path, manifest: Path) -> None:
+    """A change that is meant to keep training as it is keeps these numbers; another one replaces them here."""
+    train(fine_tuning(tmp_path / "run", initial, manifest, {"steps": 4}))
+    losses = [row["loss"] for row in rows(tmp_path / "run")]
+    # float32: four updates, of which Adam's first amplify rounding, on processors with other vector units.
+    assert losses == pytest.approx(GOLDEN_LOSSES, rel=2e-3)
+
+
 def test_frozen_parameters_keep_every_bit(tmp_path: Path, initial: Path, manifest: Path) -> None:
     frozen = ["encoder.embed_images", "encoder.layers.0", "decoder.layers.1.fc1.weight"]
     stage = {"freeze": frozen, "freeze_batchnorm": True}
@@ -220,7 +228,7 @@ def test_without_freezing_everything_that_is_used_is_trained(tmp_path: Path, ini
 
 
 def test_a_prefix_that_matches_nothing_is_refused(tmp_path: Path, initial: Path, manifest: Path) -> None:
-    with pytest.raises(UserError, match="no parameter starts with 'encoder.embed_pictures'"):
+    with pytest.raises(UserError, match=r"no parameter starts with 'encoder\.embed_pictures'"):
         train(fine_tuning(tmp_path / "run", initial, manifest, {"freeze": ["encoder.embed_pictures"]}))
 
 
@@ -295,9 +303,9 @@ def test_evaluations_run_after_training_and_keep_every_prediction(
 
 
 def test_a_model_learns_six_captions_by_heart(tmp_path: Path, initial: Path, manifest: Path) -> None:
-    """The whole path works: 60 steps on six pictures, then every caption is generated."""
+    """The whole path works: 40 steps on six pictures, then every caption is generated."""
     evaluation = {"name": "captions", "task": "caption", "source": {"manifest": str(manifest)}}
-    stage = {"steps": 60, "optim": {"lr": 1e-2, "warmup_ratio": 0.1}}
+    stage = {"steps": 40, "optim": {"lr": 1e-2, "warmup_ratio": 0.1}}
     stage["groups"] = [{"rows": 6, "tasks": [{"task": "caption", "source": {"manifest": str(manifest)}}]}]
     train(fine_tuning(tmp_path / "run", initial, manifest, stage, evaluations=[evaluation]))
     found = rows(tmp_path / "run")

@@ -122,6 +122,11 @@ def test_a_group_that_is_not_aligned_has_its_own_order_per_task(tmp_path: Path) 
     assert any(uids[0] != uids[1] for uids in first)
 
 
+def test_a_group_may_have_its_own_picture_size() -> None:
+    batches = StageBatches(stage({"rows": 2, "image_px": 40, "tasks": [entry("caption")]}), tiny.processor(), seed=1)
+    assert batches[0][0].inputs["pixel_values"].shape == (2, 3, 40, 40)
+
+
 def test_an_endless_world_is_read_in_order() -> None:
     stream = Stream(TaskEntry.model_validate(entry("caption", limit=None)), seed=1)
     numbers = [int(stream.example(position, 0).media_id.split("/")[-1]) for position in range(5)]

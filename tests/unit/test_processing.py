@@ -96,11 +96,17 @@ def test_media_without_ids_are_not_shared() -> None:
         assert torch.equal(inputs["pixel_values"][index[row]], tiny.processor().image(tiny.picture(seed)))
 
 
-def test_a_shared_medium_is_loaded_once(tmp_path: Path) -> None:
+def test_pictures_can_be_read_at_another_size() -> None:
+    inputs = tiny.processor().collate([example("0", seed=1)], image_px=40).inputs
+    assert inputs["pixel_values"].shape == (1, 3, 40, 40)
+    assert torch.equal(inputs["pixel_values"][0], tiny.processor().image(tiny.picture(1), 40))
+
+
+def test_a_shared_medium_is_loaded_once() -> None:
     opened = []
 
     class Counting(UnivalProcessor):
-        def image(self, source: object) -> torch.Tensor:
+        def image(self, source: object, image_px: int | None = None) -> torch.Tensor:
             opened.append(source)
             return torch.zeros(3, 24, 24)
 

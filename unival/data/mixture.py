@@ -85,7 +85,7 @@ class StageBatches(Dataset[list[Batch]]):
                 if position % stream.entry.every == 0:
                     examples += [stream.example(position, draw) for draw in range(stream.entry.share)]
                     names += [stream.entry.task] * stream.entry.share
-        return self.processor.collate(examples, names)
+        return self.processor.collate(examples, names, group.image_px)
 
 
 def iterate(

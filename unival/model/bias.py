@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from unival.errors import UserError
 from unival.model import positions
 from unival.model.configuration import UnivalConfig
 
@@ -28,7 +29,7 @@ class PositionBias(nn.Module):
         """Return normed absolute text positions (length, D); rows count from 0 and include padding."""
         limit = self.config.max_text_positions
         if length > limit:
-            raise ValueError(f"{length} text tokens exceed max_text_positions = {limit}: shorten the text")
+            raise UserError(f"{length} text tokens exceed max_text_positions = {limit}", fix="shorten the text")
         return self.pos_ln(self.embed_positions.weight[:length])
 
     def absolute_bias(self, query: Tensor, key: Tensor, q_linear: nn.Linear, k_linear: nn.Linear) -> Tensor:

@@ -1,6 +1,7 @@
 """Image encoder: any timm backbone, read at one feature level (the original: ResNet-101, specification 2.6)."""
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any
 
 import timm
@@ -22,7 +23,7 @@ def build_image_encoder(options: Mapping[str, Any]) -> tuple[nn.Module, int]:
     arguments = dict(options)
     name, out_index = str(arguments.pop("name", None)), arguments.pop("out_index", -1)
     if not timm.is_model(name):
-        close = timm.list_models(f"*{name[:6]}*")[:5]
+        close = get_close_matches(name, timm.list_models(), n=5)
         raise UserError(f"image_encoder.name {name!r} is not a timm model", fix=f"close: {', '.join(close) or 'none'}")
     try:
         backbone = timm.create_model(name, features_only=True, out_indices=[out_index], pretrained=False, **arguments)

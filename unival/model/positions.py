@@ -10,6 +10,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from unival.errors import UserError
+
 
 @lru_cache(maxsize=32)
 @torch.inference_mode(False)
@@ -64,12 +66,12 @@ def grid_ids(frames: int, rows: int, columns: int, grid_size: int) -> Tensor:
     A cell has the same id in every temporal slice: the original has no temporal positions (specification 2.5).
 
     Raises:
-        ValueError: If the feature map is larger than the position table.
+        UserError: If the feature map is larger than the position table.
     """
     if rows > grid_size or columns > grid_size:
-        raise ValueError(
-            f"a feature map of {rows}x{columns} does not fit the position table of {grid_size}x{grid_size}: "
-            "use a smaller input or a larger image_bucket_size"
+        raise UserError(
+            f"a feature map of {rows}x{columns} does not fit the position table of {grid_size}x{grid_size}",
+            fix="use a smaller input or a larger image_bucket_size",
         )
     ids = torch.arange(rows)[:, None] * grid_size + torch.arange(columns)[None, :] + 1
     return ids.flatten().repeat(frames)
@@ -81,8 +83,9 @@ def audio_ids(num_tokens: int, grid_size: int) -> Tensor:
     """Return the position ids (num_tokens,) of audio tokens, wrapped on the smallest square grid that holds them."""
     side = math.ceil(math.sqrt(num_tokens))
     if side > grid_size:
-        raise ValueError(
-            f"{num_tokens} audio tokens do not fit the position table of {grid_size}x{grid_size}: shorten the clip"
+        raise UserError(
+            f"{num_tokens} audio tokens do not fit the position table of {grid_size}x{grid_size}",
+            fix="shorten the clip, or use a larger image_bucket_size",
         )
     token = torch.arange(num_tokens)
     return token // side * grid_size + token % side + 1

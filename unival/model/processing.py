@@ -47,9 +47,9 @@ class UnivalProcessor(ProcessorMixin):
         self.sample_rate = sample_rate
         self.audio_seconds = audio_seconds
 
-    def image(self, source: Any) -> Tensor:
-        """Load an image as float32 (3, image_px, image_px) in [-1, 1]."""
-        return normalise(resize(np.asarray(load_image(source)), self.image_px)).permute(2, 0, 1)
+    def image(self, source: Any, image_px: int | None = None) -> Tensor:
+        """Load an image as float32 (3, image_px, image_px) in [-1, 1]; by default at the processor's size."""
+        return normalise(resize(np.asarray(load_image(source)), image_px or self.image_px)).permute(2, 0, 1)
 
     def video(self, source: Any) -> Tensor:
         """Load a clip as float32 (3, num_frames, video_px, video_px) in [-1, 1]."""
@@ -63,8 +63,10 @@ class UnivalProcessor(ProcessorMixin):
         waveform = np.asarray(loaded, dtype=np.float32)[:samples]
         return torch.from_numpy(np.pad(waveform, (0, samples - len(waveform))))
 
-    def medium(self, example: Example) -> Tensor:
-        """Load the medium of one example."""
+    def medium(self, example: Example, image_px: int | None = None) -> Tensor:
+        """Load the medium of one example; `image_px` replaces the size of pictures."""
+        if example.modality == "image":
+            return self.image(example.media, image_px)
         return getattr(self, example.modality)(example.media)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -75,7 +77,7 @@ class UnivalProcessor(ProcessorMixin):
         """Return the texts of generated ids (B, T), special tokens dropped, outer spaces stripped."""
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
-    def collate(self, examples: Sequence[Example], task_names: Sequence[str] = ()) -> Batch:
+    def collate(self, examples: Sequence[Example], task_names: Sequence[str] = (), image_px: int | None = None) -> Batch:
         """Pad examples of one modality to a batch; media with equal ids are loaded and encoded once.
 
         Raises:
@@ -92,7 +94,7 @@ class UnivalProcessor(ProcessorMixin):
         if modality != "text":
             first = {example.media_id or example.uid: example for example in reversed(examples)}
             row = {key: index for index, key in enumerate(first)}
-            inputs[MEDIA_INPUTS[modality]] = torch.stack([self.medium(example) for example in first.values()])
+            inputs[MEDIA_INPUTS[modality]] = torch.stack([self.medium(example, image_px) for example in first.values()])
             if len(row) < len(examples) or list(row) != [e.media_id or e.uid for e in examples]:
                 inputs["media_index"] = torch.tensor([row[e.media_id or e.uid] for e in examples])
         return Batch(inputs, target, list(examples), list(task_names))

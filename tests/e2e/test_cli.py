@@ -1,0 +1,278 @@
+"""The command line: results in text and JSON, and one to three lines for wrong input."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+import unival
+from tests import tiny
+from unival.checkpoint import save_model
+from unival.cli import app
+from unival.data.clips import MovingClips
+from unival.errors import UserError, run_cli
+from unival.tasks import PREDICT_TASKS
+from unival.yaml12 import write_yaml
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_model(tmp_path_factory.mktemp("cli") / "model", tiny.model(), tiny.processor()))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with media, whole and broken, and a manifest."""
+    folder = tmp_path_factory.mktemp("files")
+    for index in range(3):
+        Image.fromarray(tiny.picture(index, 40)).save(folder / f"{index}.png")
+    clip = MovingClips("train")[0].encode()
+    (folder / "clip.mp4").write_bytes(clip)
+    (folder / "cut.mp4").write_bytes(clip[: len(clip) // 2])
+    soundfile.write(folder / "sound.wav", np.sin(np.arange(4000) / 5), 8000)
+    (folder / "notes.png").write_text("these are notes, not a picture")
+    (folder / "empty.png").touch()
+    rows = [{"uid": str(i), "image": f"{i}.png", "captions": ["a cat", "the cat"]} for i in range(3)]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+def run(*arguments: str | Path) -> int:
+    with pytest.raises(SystemExit) as caught:
+        run_cli(app, [str(argument) for argument in arguments])
+    code = caught.value.code
+    assert isinstance(code, int | None)
+    return code or 0
+
+
+def error_lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Return the error lines; nothing else may be printed."""
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = err.splitlines()
+    assert 1 <= len(lines) <= 3, err
+    assert lines[0].startswith("error: ")
+    assert all(line.startswith(("  where: ", "  fix: ")) for line in lines[1:])
+    return lines
+
+
+# ----------------------------------------------------------------------------------------------------------- predict
+MEDIA = {"image": "0.png", "video": "clip.mp4", "audio": "sound.wav"}
+
+
+@pytest.mark.parametrize("task", PREDICT_TASKS)
+def test_every_task_answers_about_a_file(
+    task: str, model: str, files: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = files / MEDIA[PREDICT_TASKS[task][1]]
+    text = [] if "caption" in task else ["--text", "the cat"]
+    assert run("predict", task, path, "--model", model, "--json", "--draw", tmp_path, *text) == 0
+    (result,) = json.loads(capsys.readouterr().out)
+    assert result["file"] == str(path)
+    assert result["task"] == task
+    expected = unival.pipeline(task, model)(str(path), text="the cat")
+    assert result["prediction"] == expected["prediction"]
+
+
+def test_beams_are_used(model: str, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("predict", "caption", files / "0.png", "--model", model, "--beams", "3", "--json") == 0
+    (result,) = json.loads(capsys.readouterr().out)
+    assert result["prediction"] == unival.pipeline("caption", model, num_beams=3)(files / "0.png")["prediction"]
+
+
+def test_patterns_name_several_files_in_order(model: str, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("predict", "caption", files / "[0-9].png", "--model", model) == 0
+    lines = capsys.readouterr().out.splitlines()
+    predictions = unival.pipeline("caption", model)([files / f"{i}.png" for i in range(3)])
+    for index, prediction in enumerate(predictions):
+        assert f"{files / f'{index}.png'}: " in "\n".join(lines)
+        assert prediction["file"] == str(files / f"{index}.png")
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_grounding_prints_pixels_and_draws_the_box(
+    model: str,
+    files: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    as_json: bool,
+) -> None:
+    answers = ["<bin_0><bin_3><bin_9><bin_6>", "nothing"]
+    monkeypatch.setattr("unival.predict.generate", lambda *_: answers)
+    arguments = [
+        "grounding",
+        files / "0.png",
+        files / "1.png",
+        "--text",
+        "the cat",
+        "--draw",
+        tmp_path / "new" / "boxes",
+    ]
+    assert run("predict", *arguments, "--model", model, *(["--json"] if as_json else [])) == 0
+    out = capsys.readouterr().out
+    drawing = tmp_path / "new" / "boxes" / "0.box.png"
+    if as_json:
+        first, second = json.loads(out)
+        assert first["prediction"] == pytest.approx([0.0, 40 / 3, 40.0, 80 / 3])
+        assert first["drawing"] == str(drawing)
+        assert second["prediction"] is None
+        assert "drawing" not in second
+    else:
+        assert out.splitlines() == [
+            f"{files / '0.png'}: 0.0 13.3 40.0 26.7  -> {drawing}",
+            f"{files / '1.png'}: no box",
+        ]
+    with Image.open(drawing) as picture:
+        scale = picture.width / 40
+        assert picture.getpixel((0, round(20 * scale))) == (220, 30, 60)
+        assert picture.getpixel((round(20 * scale), round(20 * scale))) != (220, 30, 60)
+    assert not (tmp_path / "new" / "boxes" / "1.box.png").exists()
+
+
+def test_a_drawing_can_be_given_a_name_in_a_new_folder(
+    model: str, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("unival.predict.generate", lambda *_: ["<bin_0><bin_3><bin_9><bin_6>"])
+    target = tmp_path / "new" / "box.png"
+    assert run("predict", "grounding", files / "0.png", "--text", "it", "--model", model, "--draw", target) == 0
+    assert target.is_file()
+    assert str(target) in capsys.readouterr().out
+    below_a_file = files / "0.png" / "box.png"
+    assert run("predict", "grounding", files / "0.png", "--text", "it", "--model", model, "--draw", below_a_file) == 2
+    assert error_lines(capsys)[0].startswith("error: cannot write the drawing: ")
+
+
+PREDICT_ERRORS: dict[str, tuple[list[str], str]] = {
+    "missing file": (["caption", "{files}/none.png"], "no such file: .*none.png"),
+    "pattern without files": (["caption", "{files}/*.bmp"], r"no such file: .*\*.bmp"),
+    "text named png": (["caption", "{files}/notes.png"], "notes.png"),
+    "empty file": (["caption", "{files}/empty.png"], "empty"),
+    "folder": (["caption", "{files}"], "folder"),
+    "truncated video": (["video-caption", "{files}/cut.mp4"], "cut.mp4"),
+    "picture as sound": (["audio-caption", "{files}/0.png"], "0.png"),
+    "unknown task": (["captoin", "{files}/0.png"], "unknown task 'captoin'.*did you mean 'caption'"),
+    "question missing": (["vqa", "{files}/0.png"], "vqa needs a text.*--text"),
+    "text too long": (["vqa", "{files}/0.png", "--text", "why? " * 60], "exceed max_text_positions = 64"),
+}
+
+
+@pytest.mark.parametrize("case", PREDICT_ERRORS)
+def test_wrong_input_of_predict_is_explained(
+    case: str, model: str, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, message = PREDICT_ERRORS[case]
+    assert run("predict", *[a.format(files=files) for a in arguments], "--model", model) == 2
+    assert re.search(message, " ".join(error_lines(capsys)))
+
+
+def test_a_folder_without_weights_is_no_model(tmp_path: Path, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("predict", "caption", files / "0.png", "--model", tmp_path) == 2
+    assert error_lines(capsys)[0] == "error: not a model folder: config.json is missing"
+    assert run("predict", "caption", files / "0.png", "--model", tmp_path / "none") == 2
+    assert "no such model folder" in error_lines(capsys)[0]
+
+
+def test_a_model_that_cannot_hear_says_so(tmp_path: Path, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    deaf = save_model(tmp_path / "deaf", tiny.build_model(audio_encoder=None), tiny.processor())
+    assert run("predict", "audio-caption", files / "sound.wav", "--model", deaf) == 2
+    assert error_lines(capsys)[0] == "error: the model cannot read audio: it has no audio encoder"
+
+
+def test_debug_shows_where_an_error_was_raised(model: str) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        run_cli(app, ["predict", "caption", "none.png", "--model", model, "--debug"])
+
+
+# ------------------------------------------------------------------------------------------------ train and evaluate
+def write(path: Path, settings: dict[str, Any]) -> Path:
+    path.write_text(write_yaml(settings), encoding="utf-8")
+    return path
+
+
+def suite(files: Path, tmp_path: Path) -> Path:
+    source = {"manifest": str(files / "rows.jsonl")}
+    evaluations = [{"name": name, "task": "caption", "source": source, "batch_size": 2} for name in ("one", "two")]
+    return write(tmp_path / "suite.yaml", {"evaluations": evaluations})
+
+
+def test_evaluate_writes_results_and_predictions(
+    model: str, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "results"
+    assert run("evaluate", suite(files, tmp_path), "--model", model, "--out", out, "--only", "two", "--json") == 0
+    results = json.loads(capsys.readouterr().out)
+    assert list(results) == ["two"]
+    assert results["two"]["samples"] == 3
+    assert {"cider_d", "exact"} <= set(results["two"]["metrics"])
+    assert json.loads((out / "evaluation.json").read_text()) == results
+    predictions = [json.loads(line) for line in (out / "predictions-two.jsonl").read_text().splitlines()]
+    expected = unival.pipeline("caption", model)([files / f"{i}.png" for i in range(3)])
+    assert [row["prediction"] for row in predictions] == [row["prediction"] for row in expected]
+
+
+def test_evaluate_prints_a_table(model: str, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("evaluate", suite(files, tmp_path), "--model", model, "--out", tmp_path / "results") == 0
+    out = capsys.readouterr().out
+    assert "cider_d" in out
+    assert out.count("exact") == 2
+
+
+def test_train_prints_where_the_model_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = tiny.run_settings(tmp_path / "run", (1, 1))
+    path = write(tmp_path / "run.yaml", settings | {"stages": settings["stages"][:1]})
+    assert run("train", path, f"out={tmp_path / 'other'}", "stages.0.steps=2", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"model": str(tmp_path / "other" / "model"), "evaluations": {}}
+    assert len((tmp_path / "other" / "metrics.jsonl").read_text().splitlines()) == 2
+    assert run("train", path, f"out={tmp_path / 'other'}", "stages.0.steps=3") == 2
+    assert "another configuration" in error_lines(capsys)[0]
+
+
+CONFIG_ERRORS: dict[str, tuple[list[str], str]] = {
+    "missing configuration": (["train", "{tmp}/none.yaml"], "none.yaml"),
+    "unknown key": (["train", "{tmp}/run.yaml", "stages.0.stepps=3"], "stepps.*steps"),
+    "wrong type": (["train", "{tmp}/run.yaml", "seed=one"], "seed"),
+    "unknown model option": (["train", "{tmp}/run.yaml", "model.d_modle=8"], "d_modle.*d_model"),
+    "unknown task": (["train", "{tmp}/run.yaml", "stages.0.groups.0.tasks.0.task=captoin"], "captoin.*caption"),
+    "unknown style": (["train", "{tmp}/run.yaml", "stages.0.groups.0.tasks.0.source.styles=[notto]"], "notto"),
+    "missing manifest": (
+        ["train", "{tmp}/run.yaml", "stages.0.groups.0.tasks.0.source={{manifest: none.jsonl}}"],
+        "none.jsonl",
+    ),
+    "unknown evaluation": (["evaluate", "{tmp}/suite.yaml", "--only", "tow", "--model", "{model}"], "'tow'.*two"),
+    "not a configuration": (["train", "{files}/0.png"], "0.png"),
+}
+
+
+@pytest.mark.parametrize("case", CONFIG_ERRORS)
+def test_wrong_configurations_are_explained(
+    case: str, model: str, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "run.yaml", tiny.run_settings(tmp_path / "run", (1, 1)))
+    suite(files, tmp_path)
+    arguments, message = CONFIG_ERRORS[case]
+    assert run(*[a.format(tmp=tmp_path, files=files, model=model) for a in arguments]) == 2
+    assert re.search(message, " ".join(error_lines(capsys)))
+
+
+def test_tasks_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("tasks", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == list(PREDICT_TASKS)
+    assert run("tasks") == 0
+    assert capsys.readouterr().out.split() == list(PREDICT_TASKS)
+
+
+def test_a_pipeline_takes_paths_bytes_pictures_and_arrays(model: str, files: Path) -> None:
+    pipe = unival.pipeline("caption", model)
+    path = files / "0.png"
+    with Image.open(path) as picture:
+        inputs = [path, path.read_bytes(), picture.copy(), np.asarray(picture)]
+    answers = {pipe(item)["prediction"] for item in inputs} | {r["prediction"] for r in pipe(inputs)}
+    assert len(answers) == 1
+    assert pipe([]) == []
+    assert pipe(path.read_bytes())["file"] == "input 0"
