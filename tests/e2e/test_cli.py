@@ -16,6 +16,7 @@ from unival.checkpoint import save_model
 from unival.cli import app
 from unival.data.clips import MovingClips
 from unival.errors import UserError, run_cli
+from unival.predict import Pipeline
 from unival.tasks import PREDICT_TASKS
 from unival.yaml12 import write_yaml
 
@@ -40,6 +41,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [{"uid": str(i), "image": f"{i}.png", "captions": ["a cat", "the cat"]} for i in range(3)]
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return folder
+
+
+def direct(task: str, num_beams: int = 1) -> Pipeline:
+    """Return the pipeline of the same model without reading it again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("unival.predict.load", lambda path: (tiny.model(), tiny.processor()))
+        return Pipeline(task, "", num_beams)
 
 
 def run(*arguments: str | Path) -> int:
@@ -75,20 +83,20 @@ def test_every_task_answers_about_a_file(
     (result,) = json.loads(capsys.readouterr().out)
     assert result["file"] == str(path)
     assert result["task"] == task
-    expected = unival.pipeline(task, model)(str(path), text="the cat")
+    expected = direct(task)(str(path), text="the cat")
     assert result["prediction"] == expected["prediction"]
 
 
 def test_beams_are_used(model: str, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("predict", "caption", files / "0.png", "--model", model, "--beams", "3", "--json") == 0
     (result,) = json.loads(capsys.readouterr().out)
-    assert result["prediction"] == unival.pipeline("caption", model, num_beams=3)(files / "0.png")["prediction"]
+    assert result["prediction"] == direct("caption", num_beams=3)(files / "0.png")["prediction"]
 
 
 def test_patterns_name_several_files_in_order(model: str, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("predict", "caption", files / "[0-9].png", "--model", model) == 0
     lines = capsys.readouterr().out.splitlines()
-    predictions = unival.pipeline("caption", model)([files / f"{i}.png" for i in range(3)])
+    predictions = direct("caption")([files / f"{i}.png" for i in range(3)])
     for index, prediction in enumerate(predictions):
         assert f"{files / f'{index}.png'}: " in "\n".join(lines)
         assert prediction["file"] == str(files / f"{index}.png")
@@ -212,7 +220,7 @@ def test_evaluate_writes_results_and_predictions(
     assert {"cider_d", "exact"} <= set(results["two"]["metrics"])
     assert json.loads((out / "evaluation.json").read_text()) == results
     predictions = [json.loads(line) for line in (out / "predictions-two.jsonl").read_text().splitlines()]
-    expected = unival.pipeline("caption", model)([files / f"{i}.png" for i in range(3)])
+    expected = direct("caption")([files / f"{i}.png" for i in range(3)])
     assert [row["prediction"] for row in predictions] == [row["prediction"] for row in expected]
 
 

@@ -42,7 +42,7 @@ def media_of(modality: Modality, num: int) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("modality", tiny.MODALITIES)
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(prompts=prompts, target=targets)
 def test_padding_and_company_never_change_the_logits_of_a_row(
     modality: Modality, prompts: list[list[int]], target: list[int]
@@ -68,7 +68,7 @@ def test_padding_of_targets_never_changes_the_logits_before_it(target: list[int]
 
 
 @pytest.mark.parametrize("modality", ["image", "video", "audio"])
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(index=st.lists(st.integers(0, 2), min_size=1, max_size=5))
 def test_sharing_a_medium_equals_repeating_it(modality: Modality, index: list[int]) -> None:
     model, media = tiny.exact_model(), media_of(modality, 3)
