@@ -74,7 +74,7 @@ def ship(run_dir: Path, destination: Path = BUILT_IN["unival-tiny"]) -> None:
         concepts=len(cast()),
         seed=config.seed,
         curriculum=", then ".join(f"{stage.steps} steps of {stage.name}" for stage in config.stages),
-        minutes=rows[-1]["seconds"] / 60,
+        minutes=training_seconds(rows) / 60,
         machine=versions["machine"],
         torch=versions["torch"],
         megabytes=(destination / "model.safetensors").stat().st_size / 1e6,
@@ -83,6 +83,12 @@ def ship(run_dir: Path, destination: Path = BUILT_IN["unival-tiny"]) -> None:
     )
     (destination / "README.md").write_text(card, encoding="utf-8")
     (destination / "evaluation.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+def training_seconds(rows: list[dict[str, Any]]) -> float:
+    """Return the seconds of a run from its log; a clock that starts again after a resume is added up."""
+    clock = [row["seconds"] for row in rows]
+    return clock[-1] + sum(before for before, after in zip(clock, clock[1:], strict=False) if after < before)
 
 
 def metric_rows(results: dict[str, Any]) -> list[str]:

@@ -128,6 +128,7 @@ class StageLoop:
 
     def run(self, state: TrainState) -> None:
         """Run the steps from `state.step` on, with checkpoints on the way."""
+        self.seconds = state.seconds
         stage, start_time = self.stage, time.monotonic() - state.seconds
         batches = iterate(stage, self.processor, self.config.seed, state.step, self.config.workers)
         sums, counts = defaultdict(float), defaultdict(int)

@@ -77,7 +77,9 @@ class UnivalProcessor(ProcessorMixin):
         """Return the texts of generated ids (B, T), special tokens dropped, outer spaces stripped."""
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
-    def collate(self, examples: Sequence[Example], task_names: Sequence[str] = (), image_px: int | None = None) -> Batch:
+    def collate(
+        self, examples: Sequence[Example], task_names: Sequence[str] = (), image_px: int | None = None
+    ) -> Batch:
         """Pad examples of one modality to a batch; media with equal ids are loaded and encoded once.
 
         Raises:
