@@ -55,7 +55,7 @@ class GroupConfig(Section):
     rows: int = Field(gt=0)
     """Rows per step; each yields `share` examples of every task."""
     image_px: int | None = Field(default=None, ge=16)
-    """Side of the pictures in this group, when it differs from the processor's (the paper raises it in its last stage)."""
+    """Side of the pictures in this group, when it differs from the processor's (the paper raises it at the end)."""
     aligned: bool = True
     """All tasks look at the same rows, so that one encoded medium serves all of them."""
     tasks: list[TaskEntry] = Field(min_length=1)

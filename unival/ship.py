@@ -6,6 +6,7 @@ measured numbers.
 
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def ship(run_dir: Path, destination: Path = BUILT_IN["unival-tiny"]) -> None:
 def training_seconds(rows: list[dict[str, Any]]) -> float:
     """Return the seconds of a run from its log; a clock that starts again after a resume is added up."""
     clock = [row["seconds"] for row in rows]
-    return clock[-1] + sum(before for before, after in zip(clock, clock[1:], strict=False) if after < before)
+    return clock[-1] + sum(before for before, after in pairwise(clock) if after < before)
 
 
 def metric_rows(results: dict[str, Any]) -> list[str]:
