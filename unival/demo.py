@@ -143,7 +143,7 @@ def learn_sounds(out: Path, fit: Callable[[str], Path]) -> None:
     named = [known.get(row["prediction"].split(" followed by ")[0]) for row in rows]
     right = np.array([float(a == b) for a, b in zip(named, first, strict=True)])
     result = {
-        "accuracy": dict(zip(("mean", "low", "high"), bootstrap_mean(right), strict=True)),
+        "accuracy": bootstrap_mean(right)._asdict(),
         "chance": 1.0 / len(families()),
         "most_frequent": max(first.count(family) for family in first) / len(first),
         "samples": len(rows),
@@ -155,15 +155,7 @@ def learn_sounds(out: Path, fit: Callable[[str], Path]) -> None:
 
 def sweep_rewards(out: Path) -> None:
     """Interpolate the two reward specialists, draw the front, and test each gain over the start."""
-    soups(
-        "sweep",
-        str(resolve_model_dir(START)),
-        "--name",
-        "start",
-        *evaluator(SOUP_ARGS),
-        "-o",
-        str(out / "sweep_start"),
-    )
+    score_start(SOUP_ARGS, out / "sweep_start")
     specialists = [str(out / name / "model") for name in REWARDS]
     names = [part for name in REWARDS for part in ("--name", name)]
     soups("sweep", *specialists, *names, "--points", "11", *evaluator(SOUP_ARGS), "-o", str(out / "sweep"))
@@ -174,7 +166,7 @@ def sweep_rewards(out: Path) -> None:
     for name, metric in REWARDS.items():
         end = next(row for row in results(out / "sweep") if row["coefficients"].get(name) == 1.0)["scores"]
         interval = bootstrap_difference(end[metric], start[metric])
-        gains[name] = {"metric": metric} | dict(zip(("mean", "low", "high"), interval, strict=True))
+        gains[name] = {"metric": metric} | interval._asdict()
     options = SourceConfig(world="test", content="detailed_caption", limit=3, options={"concepts": "cast"})
     rows = open_source(options, "caption", "image")
     pictures = {
@@ -186,15 +178,7 @@ def sweep_rewards(out: Path) -> None:
 
 def compare_styles(out: Path) -> None:
     """Score start, both style specialists and their average on seen and unseen art styles."""
-    soups(
-        "sweep",
-        str(resolve_model_dir(START)),
-        "--name",
-        "start",
-        *evaluator(OOD_ARGS),
-        "-o",
-        str(out / "ood_start"),
-    )
+    score_start(OOD_ARGS, out / "ood_start")
     pair = [str(out / name / "model") for name in ("style_fluent", "style_noto")]
     names = ["--name", "fluent", "--name", "noto"]
     soups("sweep", *pair, *names, "--points", "3", *evaluator(OOD_ARGS), "-o", str(out / "ood"))
@@ -206,10 +190,7 @@ def compare_styles(out: Path) -> None:
         "average of both": by_weight[0.5],
     }
     cells = {
-        name: [
-            dict(zip(("mean", "low", "high"), bootstrap_mean(scores[f"names@{style}"]), strict=True))
-            for style in STYLES
-        ]
+        name: [bootstrap_mean(scores[f"names@{style}"])._asdict() for style in STYLES]
         for name, scores in models.items()
     }
     unseen = f"names@{STYLES[-1]}"
@@ -220,7 +201,7 @@ def compare_styles(out: Path) -> None:
         "samples": len(by_weight[0.5][unseen]),
         "styles": [{"name": style, "seen": style != STYLES[-1]} for style in STYLES],
         "rows": [{"model": name, "cells": row} for name, row in cells.items()],
-        "margin": dict(zip(("mean", "low", "high"), margin, strict=True)),
+        "margin": margin._asdict(),
     }
     (out / "ood" / "table.json").write_text(json.dumps(table, indent=1), encoding="utf-8")
 
@@ -236,6 +217,11 @@ def soups(*arguments: str) -> None:
         raise KeyboardInterrupt
     if done.returncode:
         raise UserError(f"soups {arguments[0]} ended with exit code {done.returncode}", fix="see its message above")
+
+
+def score_start(arguments: list[str], folder: Path) -> None:
+    """Score the start model as a sweep of one point, with the evaluator of the sweep that it is compared with."""
+    soups("sweep", str(resolve_model_dir(START)), "--name", "start", *evaluator(arguments), "-o", str(folder))
 
 
 def evaluator(arguments: list[str]) -> list[str]:

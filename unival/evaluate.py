@@ -32,9 +32,7 @@ class Evaluation:
 
     def summary(self) -> dict[str, Any]:
         """Return means with 95 % bootstrap intervals, and means per question type where rows have one."""
-        means = {
-            name: dict(zip(("mean", "low", "high"), bootstrap_mean(s), strict=True)) for name, s in self.scores.items()
-        }
+        means = {name: bootstrap_mean(s)._asdict() for name, s in self.scores.items()}
         summary: dict[str, Any] = {"samples": len(self.records), "metrics": means}
         if all("question_type" in record for record in self.records):
             summary["question_types"] = self._by_type()
