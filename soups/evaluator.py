@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from soups.errors import UserError, did_you_mean
 
@@ -35,7 +35,20 @@ class Evaluator(Protocol):
         ...
 
 
-def load_evaluator(spec: str, checkpoint_path: Path, args: Mapping[str, Any]) -> Evaluator:
+@runtime_checkable
+class FileEvaluator(Protocol):
+    """An evaluator that reads each mixture from disk: another program, or another framework.
+
+    Slower than `Evaluator`, as every point is written to a temporary folder, and removed afterwards. It may
+    define ``samples()`` too.
+    """
+
+    def evaluate_checkpoint(self, path: Path) -> Mapping[str, Sequence[float]]:
+        """Return the scores of the checkpoint at ``path``, as ``Evaluator.evaluate`` does."""
+        ...
+
+
+def load_evaluator(spec: str, checkpoint_path: Path, args: Mapping[str, Any]) -> Evaluator | FileEvaluator:
     """Import ``module:function`` and call it with the first checkpoint and the arguments.
 
     The current folder is importable, as with ``python -m``.
@@ -43,9 +56,11 @@ def load_evaluator(spec: str, checkpoint_path: Path, args: Mapping[str, Any]) ->
     Raises:
         UserError: the name does not resolve, the arguments do not fit, or the result is no evaluator.
     """
-    function = _import(spec)
-    _check_args(spec, function, args)
+    function = import_function(spec)
+    check_args(spec, function, args)
     evaluator = function(checkpoint_path, **args)
+    if isinstance(evaluator, FileEvaluator):
+        return evaluator
     for name in ("state", "evaluate"):
         if not callable(getattr(evaluator, name, None)):
             raise UserError(
@@ -56,29 +71,39 @@ def load_evaluator(spec: str, checkpoint_path: Path, args: Mapping[str, Any]) ->
     return cast(Evaluator, evaluator)
 
 
-def _import(spec: str) -> Callable[..., object]:
+def import_function(spec: str, where: str = "--evaluator") -> Callable[..., Any]:
+    """Return what ``module:function`` names; the current folder is importable.
+
+    Raises:
+        UserError: it does not resolve to something callable.
+    """
     module_name, _, function_name = spec.partition(":")
     if not (module_name and function_name):
-        raise UserError(f"not the name of an evaluator: {spec!r}", where="--evaluator", fix="give module:function")
+        raise UserError(f"not the name of a function: {spec!r}", where=where, fix="give module:function")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
         fix = "check the name, and that its package is installed or in the current folder"
-        raise UserError(f"cannot import {module_name!r}: {error}", where="--evaluator", fix=fix) from error
+        raise UserError(f"cannot import {module_name!r}: {error}", where=where, fix=fix) from error
     function = getattr(module, function_name, None)
     if not callable(function):
         names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
         raise UserError(
             f"{module_name!r} has no function {function_name!r}",
-            where="--evaluator",
+            where=where,
             fix=did_you_mean(function_name, names),
         )
     return function
 
 
-def _check_args(spec: str, function: Callable[..., object], args: Mapping[str, Any]) -> None:
+def check_args(spec: str, function: Callable[..., object], args: Mapping[str, Any]) -> None:
+    """Require a function to accept a checkpoint path and these arguments.
+
+    Raises:
+        UserError: names the arguments that it has.
+    """
     try:
         signature = inspect.signature(function)
     except ValueError:  # some functions written in C have no signature; the call itself will tell
@@ -95,7 +120,7 @@ def _check_args(spec: str, function: Callable[..., object], args: Mapping[str, A
 
 
 def checked_scores(scores: object, spec: str) -> dict[str, list[float]]:
-    """Check what ``evaluate()`` returned and turn it into plain lists of floats.
+    """Check what an evaluator returned and turn it into plain lists of floats.
 
     Raises:
         UserError: not a mapping of metrics to lists of finite numbers, all of the same length.
@@ -110,7 +135,7 @@ def checked_scores(scores: object, spec: str) -> dict[str, list[float]]:
     for metric, values in scores.items():
         try:
             table[str(metric)] = [float(value) for value in values]
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise UserError(
                 f"the scores of {metric!r} are not a list of numbers", where=spec, fix="one score per sample"
             ) from error
@@ -131,7 +156,7 @@ def checked_scores(scores: object, spec: str) -> dict[str, list[float]]:
     return table
 
 
-def checked_samples(evaluator: Evaluator) -> list[dict[str, str]]:
+def checked_samples(evaluator: Evaluator | FileEvaluator) -> list[dict[str, str]]:
     """Return the examples to show for the current weights, as strings; none if the evaluator offers none."""
     samples = getattr(evaluator, "samples", None)
     if samples is None:

@@ -14,12 +14,15 @@ from typing import Any
 import numpy as np
 
 from soups import pareto
+from soups.compare import PointSet, compare, estimate
 from soups.errors import UserError, did_you_mean
 from soups.methods._weights import one_hot
+from soups.metric_names import written
 from soups.pareto import Floats
 from soups.results import RESULTS_NAME, Result, read_results
 
 FORMAT = 1
+SOUPS, LINE = "soups", "straight line"  # their names in a comparison
 METRIC_FILES = ("metrics.json", "results.json")
 
 
@@ -97,6 +100,7 @@ def compute_front(
     init: Mapping[str, float] | None = None,
     reference: Sequence[float] | None = None,
     bootstrap: Bootstrap | None = None,
+    series: Mapping[str, Floats] | None = None,
 ) -> dict[str, Any]:
     """Compute the front of two metrics, both maximised.
 
@@ -108,9 +112,11 @@ def compute_front(
         reference: reference point of the hypervolume; by default the worst corner of the points minus 10 % of
             their range, which moves when points are added.
         bootstrap: how intervals are computed.
+        series: scores (P', S', 2) of other sets of models by name, such as MORL; resamples are paired with those
+            of the soups where the number of samples is the same.
 
     Returns:
-        The content of ``front.json``; see docs/merge_methods.md.
+        The content of ``front.json``; see docs/soups.md.
     """
     bootstrap = bootstrap or Bootstrap()
     names = list(results[0].coefficients)
@@ -122,24 +128,33 @@ def compute_front(
     resampled = pareto.resampled_means(scores, bootstrap.num_resamples, bootstrap.seed)  # B P K
     plane, planes = means[:, :2], resampled[:, :, :2]
     corner = pareto.reference_point(plane) if reference is None else np.asarray(reference, float)
-    experts = expert_rows(coefficients)
-    ends = plane[experts] if experts is not None and len(experts) == 2 else None
-    knee = pareto.knee(plane, ends)
+    # With coefficients per module there is no one straight line to compare with.
+    experts = None if any(result.modules for result in results) else expert_rows(coefficients)
+    others = {
+        name: PointSet(name, given.mean(axis=1), pareto.resampled_means(given, bootstrap.num_resamples, bootstrap.seed))
+        for name, given in (series or {}).items()
+    }
+    sets = [PointSet(SOUPS, plane, planes), *others.values()]
+    if experts is not None:
+        sets.append(PointSet(LINE, coefficients @ plane[experts], coefficients @ planes[:, experts], is_target=False))
     return {
         "format": FORMAT,
         "x": x,
         "y": y,
+        "labels": {metric: written(metric) for metric in metrics},
         "checkpoints": names,
         "num_samples": int(scores.shape[1]),
         "bootstrap": asdict(bootstrap),
         "points": _points(results, metrics, means, resampled, pareto.nondominated(plane), bootstrap.level),
         "reference": corner.tolist(),
-        "hypervolume": _estimate(
+        "hypervolume": estimate(
             pareto.hypervolume(plane, corner), pareto.hypervolumes(planes, corner), bootstrap.level
         ),
-        "knee": {"index": knee, "coefficients": dict(results[knee].coefficients)},
+        "knee": _knee(results, plane, planes, experts),
         "straight_line": _straight_line(plane, planes, coefficients, experts, corner, bootstrap.level),
         "margins": _margins((x, y), plane, planes, coefficients, experts, bootstrap.level),
+        "comparison": compare(sets, bootstrap.level),
+        "series": [_series(other, (x, y), bootstrap.level) for other in others.values()],
         "init": None if init is None else _init(init, x, y),
     }
 
@@ -151,9 +166,34 @@ def expert_rows(coefficients: Floats) -> list[int] | None:
     return None if None in found else [row for row in found if row is not None]
 
 
-def _estimate(value: float, resampled: Floats, level: float) -> dict[str, float]:
-    low, high = pareto.interval(resampled, level)
-    return {"value": float(value), "low": float(low), "high": float(high)}
+def _knee(results: Sequence[Result], plane: Floats, planes: Floats, experts: list[int] | None) -> dict[str, Any]:
+    """Return the knee, and in what share of the resamples it is the knee: noise moves knees easily."""
+    ends = experts if experts is not None and len(experts) == 2 else None
+    knee = pareto.knee(plane, None if ends is None else plane[ends])
+    resampled = [pareto.knee(means, None if ends is None else means[ends]) for means in planes]
+    return {
+        "index": knee,
+        "coefficients": dict(results[knee].coefficients),
+        "share_of_resamples": float(np.mean(np.array(resampled) == knee)),
+    }
+
+
+def _series(points: PointSet, metrics: Sequence[str], level: float) -> dict[str, Any]:
+    low, high = pareto.interval(points.resampled, level)
+    kept = pareto.nondominated(points.means)
+    return {
+        "name": points.name,
+        "points": [
+            {
+                "nondominated": bool(kept[p]),
+                "metrics": {
+                    metric: {"value": float(mean[k]), "low": float(low[p, k]), "high": float(high[p, k])}
+                    for k, metric in enumerate(metrics)
+                },
+            }
+            for p, mean in enumerate(points.means)
+        ],
+    }
 
 
 def _points(
@@ -167,12 +207,14 @@ def _points(
     low, high = pareto.interval(resampled, level)
     return [
         {
+            "key": result.key,
             "coefficients": dict(result.coefficients),
             "nondominated": bool(mask[p]),
             "metrics": {
                 metric: {"value": float(means[p, k]), "low": float(low[p, k]), "high": float(high[p, k])}
                 for k, metric in enumerate(metrics)
             },
+            **({"modules": {pattern: dict(w) for pattern, w in result.modules.items()}} if result.modules else {}),
         }
         for p, result in enumerate(results)
     ]
@@ -193,8 +235,8 @@ def _straight_line(
     value, values = pareto.hypervolume(line, corner), pareto.hypervolumes(lines, corner)
     gain = pareto.hypervolume(plane, corner) - value
     return {
-        "hypervolume": _estimate(value, values, level),
-        "gain": _estimate(gain, pareto.hypervolumes(planes, corner) - values, level),
+        "hypervolume": estimate(value, values, level),
+        "gain": estimate(gain, pareto.hypervolumes(planes, corner) - values, level),
         "num_below": pareto.num_below_chord(plane, plane[experts]) if len(experts) == 2 else None,
     }
 
@@ -215,8 +257,8 @@ def _margins(
     for k, metric in enumerate(metrics):
         summary = pareto.summarise_margins(values[:, k])
         table[metric] = {
-            "min": _estimate(summary.minimum, resampled[:, :, k].min(axis=1), level),
-            "max": _estimate(summary.maximum, resampled[:, :, k].max(axis=1), level),
+            "min": estimate(summary.minimum, resampled[:, :, k].min(axis=1), level),
+            "max": estimate(summary.maximum, resampled[:, :, k].max(axis=1), level),
             "num_violating": summary.num_violating,
         }
     return table

@@ -1,24 +1,34 @@
-"""Merge checkpoints on disk, one tensor at a time, and say in the result where it comes from."""
+"""Merge checkpoints on disk, piece by piece, and say in the result where it comes from."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from soups.batch_norm import is_statistic, recomputed
+from soups.coefficients import Rule
+from soups.engine import num_cores
 from soups.errors import UserError
 from soups.methods import Method
 from soups.methods._weights import one_hot
+from soups.output import WeightFiles, check_free, check_space, copy_side_files, new_folder, plan_shards
 from soups.points import explicit
-from soups.state import Checkpoint, check_compatible, check_free, write_checkpoint
+from soups.policies import Action, Policies, compute_into, resolve
+from soups.state import Checkpoint
+from soups.stream import Read, Task, predicted_memory, predicted_seconds, stream
 
 if TYPE_CHECKING:
     import torch
 
 Integers = Literal["error", "first"]
+RECIPE_NAME = "merge_recipe.yaml"
 
 
 @dataclass(frozen=True)
@@ -30,15 +40,45 @@ class Recipe:
         weights: one coefficient per model.
         method: the method, parameters bound.
         base: the common initialisation, for methods that use one.
-        integers: what to do with integer and boolean tensors that differ: stop, or take those of the first
-            checkpoint (of the only one used, when all the weight is on one).
+        integers: what to do with integer and boolean tensors that differ, see ``resolve``.
+        rules: coefficients of some tensors, instead of ``weights``.
+        policies: what else may differ between the models.
+        text: the recipe as written by a person, kept beside the result as ``merge_recipe.yaml``.
+        given: tensors of the result that are known already, such as recomputed batch-norm statistics.
     """
 
     checkpoints: Sequence[Checkpoint]
     weights: Sequence[float]
     method: Method
     base: Checkpoint | None = None
-    integers: Integers = "error"
+    integers: str = "error"
+    rules: Sequence[Rule] = ()
+    policies: Policies = field(default_factory=Policies)
+    text: str = ""
+    given: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def actions(self) -> dict[str, Action]:
+        """Return how each tensor of the result is made, by name; from headers alone."""
+        return resolve(self.checkpoints, self.base, self.method, self.weights, self.integers, self.rules, self.policies)
+
+    @property
+    def inputs(self) -> list[Checkpoint]:
+        """Return everything that is read: the models, then the base."""
+        return [*self.checkpoints, *([self.base] if self.base else [])]
+
+    @property
+    def template(self) -> Checkpoint:
+        """Return the model whose configuration fits the result: the first with its names and shapes, or the first."""
+        shapes = {name: action.info.shape for name, action in self.actions.items()}
+        fits = (c for c in self.checkpoints if {name: info.shape for name, info in c.infos.items()} == shapes)
+        return next(fits, self.checkpoints[0])
+
+    def is_elementwise(self, name: str) -> bool:
+        """Say whether parts of a tensor may be computed apart: each entry depends on the same entries only."""
+        action = self.actions[name]
+        by_method = self.method.is_elementwise if action.how == "merge" else action.how in ("linear", "copy")
+        return by_method and len(action.parts) == 1 and name not in self.given
 
     def check(self) -> None:
         """Check names, coefficients and headers; reads no data.
@@ -48,8 +88,7 @@ class Recipe:
         """
         check_names(self.checkpoints)
         explicit([self.weights], len(self.checkpoints))
-        self.method.check(self.weights, has_base=self.base is not None)
-        check_compatible([*self.checkpoints, *([self.base] if self.base else [])])
+        assert self.actions  # resolving them checks coefficients and headers
 
     def describe(self) -> dict[str, Any]:
         """Return the recipe as plain data: names, digests, coefficients, method and parameters."""
@@ -60,7 +99,24 @@ class Recipe:
             "sha256": {c.name: c.digest for c in self.checkpoints},
             "base": {"name": self.base.name, "sha256": self.base.digest} if self.base else None,
             "integers": self.integers,
+            **self._described_exceptions(),
         }
+
+    def _described_exceptions(self) -> dict[str, Any]:
+        """Return what most recipes do not have: rules, policies, further tensors, tensors given."""
+        found: dict[str, Any] = {}
+        if self.rules:
+            found["rules"] = [
+                {rule.pattern: {c.name: list(w) for c, w in zip(self.checkpoints, rule.weights, strict=True)}}
+                for rule in self.rules
+            ]
+        if self.policies != Policies():
+            found["policies"] = asdict(self.policies)
+        if self.method.extras:
+            found["extra_sha256"] = {model.name: extra.digest for model, extra in self.method.extras}
+        if self.given:
+            found["recomputed"] = sorted(self.given)
+        return found
 
 
 def check_names(checkpoints: Sequence[Checkpoint]) -> None:
@@ -104,56 +160,111 @@ def pick_integer(
     return tensors[0 if endpoint is None else endpoint]
 
 
-def merge(recipe: Recipe, out_dir: Path) -> None:
-    """Write the merged checkpoint, its side files and its model card; the folder appears when complete."""
+def merge(recipe: Recipe, out_dir: Path, *, shard_bytes: int | None = None) -> None:
+    """Write the merged checkpoint, its side files and its model card; the folder appears when complete.
+
+    Args:
+        recipe: what to merge and how.
+        out_dir: the folder to create.
+        shard_bytes: the largest size of a file of weights; one file by default.
+
+    Raises:
+        UserError: something does not fit; headers, coefficients and the space on the disk are checked first.
+    """
     recipe.check()
     check_free(out_dir)
+    if recipe.policies.batch_norm == "recompute" and not recipe.given:
+        recipe = replace(recipe, given=_recomputed(recipe, out_dir))
+    infos = {name: action.info for name, action in recipe.actions.items()}
+    check_space(out_dir, sum(info.num_bytes for info in infos.values()))
+    _read_digests(recipe)
     described = recipe.describe()
-    order = canonical_order(recipe.checkpoints)
+    # "format": "pt" is what transformers asks for; no time stamp, so that equal inputs give equal bytes.
+    metadata = {"format": "pt", "soups": json.dumps(described, sort_keys=True)}
     with ExitStack() as stack:
-        readers = [stack.enter_context(checkpoint.reader()) for checkpoint in recipe.checkpoints]
-        read_base = stack.enter_context(recipe.base.reader()) if recipe.base else None
-
-        def tensor(name: str) -> torch.Tensor:
-            models = [read(name) for read in readers]
-            if not recipe.checkpoints[0].infos[name].is_float:
-                return pick_integer(name, models, recipe.weights, recipe.integers)
-            base = read_base(name) if read_base else None
-            return recipe.method.merge([models[i] for i in order], [recipe.weights[i] for i in order], base)
-
-        _write(recipe, described, out_dir, tensor)
+        readers = {checkpoint: stack.enter_context(checkpoint.reader()) for checkpoint in recipe.inputs}
+        folder = stack.enter_context(new_folder(out_dir))
+        with WeightFiles(folder, plan_shards(infos, metadata, shard_bytes=shard_bytes)) as files:
+            stream(_tasks(recipe, [checkpoint.digest for checkpoint in recipe.checkpoints]), readers, files)
+        copy_side_files(recipe.template.model_path, folder)
+        (folder / "README.md").write_text(model_card(recipe, described), encoding="utf-8")
+        if recipe.text:
+            (folder / RECIPE_NAME).write_text(recipe.text, encoding="utf-8")
 
 
-def _write(recipe: Recipe, described: Mapping[str, Any], out_dir: Path, tensor: Callable[[str], torch.Tensor]) -> None:
-    first = recipe.checkpoints[0]
-    write_checkpoint(
-        out_dir,
-        first.infos,
-        tensor,
-        side_files_from=first.path,
-        texts={"README.md": model_card(recipe, described)},
-        # "format": "pt" is what transformers asks for; no time stamp, so that equal inputs give equal bytes.
-        metadata={"format": "pt", "soups": json.dumps(described, sort_keys=True)},
+def _recomputed(recipe: Recipe, out_dir: Path) -> dict[str, torch.Tensor]:
+    """Merge with interpolated statistics into a temporary folder; return those of a pass over data."""
+    policies = replace(recipe.policies, batch_norm="interpolate", recompute="", recompute_args={})
+    wanted = {name: action.info for name, action in recipe.actions.items() if is_statistic(name)}
+    out_dir.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out_dir.name}.", suffix=".tmp", dir=out_dir.parent) as folder:
+        merge(replace(recipe, policies=policies), Path(folder) / out_dir.name)
+        spec, args = recipe.policies.recompute, recipe.policies.recompute_args
+        return recomputed(Path(folder) / out_dir.name, spec, args, wanted)
+
+
+def _read_digests(recipe: Recipe) -> None:
+    """Compute the digests of all inputs at the same time, and import torch meanwhile."""
+    with ThreadPoolExecutor() as pool:
+        pending = [pool.submit(getattr, checkpoint, "digest") for checkpoint in recipe.inputs]
+        import torch  # noqa: F401
+
+        for future in pending:
+            future.result()
+
+
+def _tasks(recipe: Recipe, digests: Sequence[str]) -> list[Task]:
+    return [_task(recipe, name, digests) for name in recipe.actions]
+
+
+def _task(recipe: Recipe, name: str, digests: Sequence[str]) -> Task:
+    """Return how one tensor is made; a tied one is computed once more, which gives the same bytes."""
+    action = recipe.actions[name]
+    source = action.source or name
+    how = recipe.actions[source]
+    used = sorted({index for part in how.parts for index in part.models})
+    sources = [recipe.checkpoints[index] for index in used]
+    base = recipe.base if how.how == "merge" and recipe.base and source in recipe.base.infos else None
+
+    def compute(out: torch.Tensor, read: Read) -> None:
+        if source in recipe.given:
+            out.copy_(recipe.given[source])
+            return
+        readers = [partial(read, checkpoint) for checkpoint in recipe.checkpoints]
+        compute_into(out, source, how, readers, base and partial(read, base), recipe.method, digests)
+
+    return Task(
+        name,
+        action.info,
+        tuple((checkpoint, source) for checkpoint in [*sources, *([base] if base else [])]),
+        compute,
+        recipe.is_elementwise(source),
     )
 
 
 def plan(recipe: Recipe) -> dict[str, Any]:
-    """Return what a merge would do, from the headers: tensors, parameters, dtypes and bytes."""
+    """Return what a merge would do, from the headers: tensors, dtypes, bytes, memory and time; needs no torch."""
     recipe.check()
-    infos = recipe.checkpoints[0].infos.values()
-    num_bytes = sum(info.num_bytes for info in infos)
-    num_read = len(recipe.checkpoints) + (recipe.base is not None)
+    infos = {name: action.info for name, action in recipe.actions.items()}
+    tasks = _tasks(recipe, ())
+    stored = [
+        info for checkpoint in recipe.inputs for info in (*checkpoint.infos.values(), *checkpoint.factors.values())
+    ]
+    num_read, num_written = (sum(info.num_bytes for info in each) for each in (stored, infos.values()))
+    num_entries = sum(task.info.num_elements * len(task.sources) for task in tasks)
     return {
         "method": recipe.method.name,
         "params": recipe.method.described_params,
         "coefficients": {c.name: w for c, w in zip(recipe.checkpoints, recipe.weights, strict=True)},
         "base": recipe.base.name if recipe.base else None,
         "num_tensors": len(infos),
-        "num_parameters": sum(info.num_elements for info in infos if info.is_float),
-        "dtypes": sorted({info.dtype for info in infos}),
-        "integer_tensors": [name for name, info in recipe.checkpoints[0].infos.items() if not info.is_float],
-        "bytes_read": num_bytes * num_read,
-        "bytes_written": num_bytes,
+        "num_parameters": sum(info.num_elements for info in infos.values() if info.is_float),
+        "dtypes": sorted({info.dtype for info in infos.values()}),
+        "integer_tensors": [name for name, info in infos.items() if not info.is_float],
+        "bytes_read": num_read,
+        "bytes_written": num_written,
+        "bytes_memory": predicted_memory(tasks, num_cores()),
+        "seconds": round(predicted_seconds(num_read + num_written, num_entries, num_cores()), 1),
     }
 
 
@@ -182,7 +293,7 @@ def model_card(recipe: Recipe, described: Mapping[str, Any]) -> str:
             "|---|---:|---|---|",
             *rows,
             "",
-            "Configuration and tokenizer are those of the first model. The recipe, also in the weights:",
+            f"Configuration and tokenizer are those of {recipe.template.name}. The recipe, also in the weights:",
             "",
             "```json",
             json.dumps(described, indent=2, sort_keys=True),

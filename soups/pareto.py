@@ -30,13 +30,31 @@ def reference_point(points: Floats, margin: float = 0.1) -> Floats:
 
 
 def hypervolume(points: Floats, reference: Floats) -> float:
-    """Return the area that the points (P, 2) dominate above the reference (2,); higher is better."""
-    area, height = 0.0, float(reference[1])
-    for x, y in points[np.lexsort((points[:, 1], points[:, 0]))[::-1]]:
-        if x > reference[0] and y > height:
-            area += float((x - reference[0]) * (y - height))
-            height = float(y)
-    return area
+    """Return the volume that the points (P, K) dominate above the reference (K,); higher is better.
+
+    Exact: a sweep for two rewards; for more, slices along the last one (While et al. 2006), whose time grows
+    fast with K: seconds for 300 points of four rewards.
+    """
+    above = points[(points > reference).all(axis=1)] - reference
+    return _volume(above[nondominated(above)])
+
+
+def _volume(points: Floats) -> float:
+    """Return the volume between the origin and points (P, K) that are all positive."""
+    if not len(points):
+        return 0.0
+    if points.shape[1] == 1:
+        return float(points.max())
+    if points.shape[1] == 2:
+        return float(hypervolumes(points[None], np.zeros(2))[0])
+    points = points[np.argsort(-points[:, -1], kind="stable")]
+    floors = np.append(points[1:, -1], 0.0)
+    total = 0.0
+    for count, depth in enumerate(points[:, -1] - floors, start=1):
+        if depth > 0:
+            slab = points[:count, :-1]
+            total += float(depth) * _volume(slab[nondominated(slab)])
+    return total
 
 
 def hypervolumes(sets: Floats, reference: Floats) -> Floats:
@@ -78,6 +96,11 @@ def heights(points: Floats, ends: Floats) -> Floats:
     offset = points - ends[0]
     sign = 1.0 if along[0] >= 0 else -1.0
     return sign * (along[0] * offset[:, 1] - along[1] * offset[:, 0]) / length
+
+
+def evenly_spaced(num_points: int, count: int) -> NDArray[np.intp]:
+    """Return the indices (count,) of points evenly spaced among ``num_points``, first and last included."""
+    return np.round(np.linspace(0, num_points - 1, min(count, num_points))).astype(np.intp)
 
 
 def knee(points: Floats, ends: Floats | None = None) -> int:

@@ -3,6 +3,7 @@
 A point is a tuple of coefficients in the order of the checkpoints; `sweep` names them before it stores them.
 """
 
+import random
 from collections.abc import Iterable, Iterator, Sequence
 from math import isfinite
 
@@ -11,15 +12,24 @@ from soups.errors import UserError
 Point = tuple[float, ...]
 
 
-def segment(num_points: int = 11) -> list[Point]:
-    """Return evenly spaced points from (1, 0) to (0, 1), both exact.
+def segment(num_points: int = 11, low: float = 0.0, high: float = 1.0) -> list[Point]:
+    """Return evenly spaced points between two models; the weight of the second runs from ``low`` to ``high``.
+
+    Both ends are exact: (1, 0) to (0, 1) by default; beyond them it extrapolates.
 
     >>> segment(3)
     [(1.0, 0.0), (0.5, 0.5), (0.0, 1.0)]
+    >>> segment(3, -0.5, 1.5)
+    [(1.5, -0.5), (0.5, 0.5), (-0.5, 1.5)]
     """
     if num_points < 2:
         raise UserError(f"a segment needs at least 2 points, got {num_points}", fix="give --points 2 or more")
-    return lattice(2, num_points - 1)
+    if (low, high) == (0.0, 1.0):
+        return lattice(2, num_points - 1)
+    if not (isfinite(low) and isfinite(high) and low < high):
+        raise UserError(f"not a range: {low:g} to {high:g}", where="--range", fix="such as --range -0.5,1.5")
+    shares = [round(low + (high - low) * i / (num_points - 1), 12) for i in range(num_points)]
+    return [(round(1 - share, 12), share) for share in shares]
 
 
 def lattice(num_models: int, divisions: int) -> list[Point]:
@@ -50,6 +60,18 @@ def grid(num_models: int, num_points: int = 11) -> list[Point]:
     if num_models == 1:
         return [(1.0,)]
     return segment(num_points) if num_models == 2 else lattice(num_models, max(num_points - 1, 1))
+
+
+def corners(num_models: int) -> list[Point]:
+    """Return the points with all the weight on one model, in the order of the models."""
+    return [tuple(float(i == model) for i in range(num_models)) for model in range(num_models)]
+
+
+def draws(num_models: int, num_points: int, seed: int = 0) -> list[Point]:
+    """Return random points, uniform on the simplex (Dirichlet with all parameters one)."""
+    rng = random.Random(seed)
+    parts = [[rng.expovariate(1.0) for _ in range(num_models)] for _ in range(num_points)]
+    return [tuple(part / sum(row) for part in row) for row in parts]
 
 
 def explicit(lists: Iterable[Sequence[float]], num_models: int) -> list[Point]:

@@ -5,7 +5,8 @@ A line of ``results.jsonl``::
     {"key": "4be0...", "coefficients": {"bleu": 0.3, "cider": 0.7}, "metrics": {"CIDEr": 1.37},
      "num_samples": 2, "scores": {"CIDEr": [1.3, 1.44]}, "samples": [], "seconds": 2.5}
 
-``metrics`` are the means of ``scores``; ``samples`` are examples to show. A line counts once it ends with a
+``metrics`` are the means of ``scores``; ``samples`` are examples to show; ``modules``, where it is, holds the
+coefficients of tensors that have their own, by pattern. A line counts once it ends with a
 line feed, so that a process killed while writing loses one point and nothing else.
 """
 
@@ -36,6 +37,7 @@ class Result:
     scores: Mapping[str, Sequence[float]]
     samples: Sequence[Mapping[str, str]] = field(default_factory=list)
     seconds: float = 0.0
+    modules: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 def read_results(out_dir: Path) -> list[Result]:
@@ -73,7 +75,10 @@ def open_results(out_dir: Path) -> Iterator[tuple[list[Result], BinaryIO]]:
 
 def append_result(file: BinaryIO, result: Result) -> None:
     """Write one line and sync it to disk."""
-    file.write(json.dumps(asdict(result), allow_nan=False, ensure_ascii=False).encode() + b"\n")
+    content = asdict(result)
+    if not content["modules"]:
+        del content["modules"]
+    file.write(json.dumps(content, allow_nan=False, ensure_ascii=False).encode() + b"\n")
     file.flush()
     os.fsync(file.fileno())
 

@@ -1,94 +1,58 @@
-"""A checkpoint as ``{name: tensor}``: header inspection, lazy reading, strict comparison, atomic writing.
+"""A checkpoint as ``{name: tensor}``: lazy reading, digests, strict comparison; and files replaced atomically.
 
-Reads a folder in the layout of ``transformers`` (``model.safetensors`` or a sharded
-``model.safetensors.index.json``) or one ``.safetensors`` file. Headers are parsed here, so that names,
-shapes, dtypes and truncation are known before any data is moved and without importing torch.
+`soups.sources` reads the headers of every format, so that names, shapes, dtypes and truncation are known before
+any data is moved and without importing torch. Here is what all formats share: the bytes are read at their offsets.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from soups.errors import UserError
+from soups.sources import TORCH_SUFFIXES, read_infos
+from soups.sources.info import DTYPES, TensorInfo, corrupt
+from soups.sources.lora import Update, is_adapter, read_adapter
 
 if TYPE_CHECKING:
     import torch
 
-WEIGHTS_NAME = "model.safetensors"
-INDEX_NAME = "model.safetensors.index.json"
-SIDE_FILES = (
-    "config.json",
-    "generation_config.json",
-    "*tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab*",
-    "merges.txt",
-    "*.model",
-    "chat_template*",
-    "*processor*.json",
-    "*.py",
-)
-ITEM_BYTES = {
-    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
-    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
-    **dict.fromkeys(("U32", "I32", "F32"), 4),
-    **dict.fromkeys(("U64", "I64", "F64"), 8),
-}
-MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
 MAX_LISTED = 10
 
 
-@dataclass(frozen=True)
-class TensorInfo:
-    """What a header says about one tensor. ``dtype`` uses the names of safetensors: F32, BF16, I64..."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    path: Path
-
-    @property
-    def is_float(self) -> bool:
-        """Say whether the tensor can be interpolated; integers and booleans cannot."""
-        return self.dtype.startswith(("F", "BF"))
-
-    @property
-    def num_elements(self) -> int:
-        """Return the number of entries."""
-        return prod(self.shape)
-
-    @property
-    def num_bytes(self) -> int:
-        """Return the size in bytes."""
-        return self.num_elements * ITEM_BYTES[self.dtype]
-
-    def __str__(self) -> str:
-        return f"{self.dtype} {list(self.shape)}"
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """One checkpoint on disk: a name for people, its path, and the headers of its tensors."""
+    """One checkpoint on disk: a name for people, its path, and the headers of its tensors.
+
+    Attributes:
+        name: how people call it.
+        path: the folder or file that was given.
+        infos: the header of every tensor, by name.
+        average: whether these are the moving average that is stored beside the weights.
+        base: for an adapter, what it is put on.
+        updates: for an adapter, how the tensors that it changes are computed.
+        factors: for an adapter, the headers of its own tensors.
+    """
 
     name: str
     path: Path
     infos: Mapping[str, TensorInfo]
+    average: bool = False
+    base: Checkpoint | None = None
+    updates: Mapping[str, Update] = field(default_factory=dict)
+    factors: Mapping[str, TensorInfo] = field(default_factory=dict)
 
     @cached_property
     def weight_paths(self) -> tuple[Path, ...]:
         """Return the weight files, in order of file name."""
-        return tuple(sorted({info.path for info in self.infos.values()}))
+        return tuple(sorted({info.path for infos in (self.infos, self.factors) for info in infos.values()}))
 
     @cached_property
     def file_digests(self) -> dict[str, str]:
@@ -97,26 +61,37 @@ class Checkpoint:
 
     @cached_property
     def digest(self) -> str:
-        """Return one digest for the weights: that of the file, or of the list of digests when sharded."""
+        """Return one digest for the weights: that of the file, or of the list of digests when there are several."""
         digests = self.file_digests
-        if len(digests) == 1:
+        is_average = self.average or (self.base is not None and self.base.average)
+        if len(digests) == 1 and not is_average:
             return next(iter(digests.values()))
         listing = "".join(f"{digest}  {name}\n" for name, digest in digests.items())
-        return hashlib.sha256(listing.encode()).hexdigest()
+        return hashlib.sha256((listing + "average" * is_average).encode()).hexdigest()
+
+    def described(self) -> dict[str, Any]:
+        """Return as plain data what `reopen` needs."""
+        described: dict[str, Any] = {"path": str(self.path), "sha256": self.digest}
+        described |= {"average": True} if self.average else {}
+        return described | ({"base": self.base.described()} if self.base else {})
+
+    @property
+    def model_path(self) -> Path:
+        """Return the path whose configuration fits the tensors: for an adapter, that of its base."""
+        return self.base.path if self.base else self.path
+
+    def is_contiguous(self, name: str) -> bool:
+        """Say whether the entries of a tensor lie in a file one after the other, so that parts can be read."""
+        return self.infos[name].strides is None and name not in self.updates
 
     @contextmanager
-    def reader(self) -> Iterator[Callable[[str], torch.Tensor]]:
+    def reader(self) -> Iterator[Reader]:
         """Open the files and yield a function from a name to its tensor (CPU, stored dtype), read on call."""
-        from contextlib import ExitStack
-
-        from safetensors import SafetensorError, safe_open
-
-        with ExitStack() as stack:
-            try:
-                files = {p: stack.enter_context(safe_open(p, framework="pt")) for p in self.weight_paths}
-            except SafetensorError as error:
-                raise _corrupt(self.path, str(error)) from error
-            yield lambda name: files[self.infos[name].path].get_tensor(name)
+        reader = Reader(self)
+        try:
+            yield reader
+        finally:
+            reader.close()
 
     def load(self) -> dict[str, torch.Tensor]:
         """Read every tensor into memory."""
@@ -124,104 +99,126 @@ class Checkpoint:
             return {name: read(name) for name in self.infos}
 
 
-def open_checkpoint(path: str | Path, name: str | None = None) -> Checkpoint:
+class Reader:
+    """Reads the tensors of one checkpoint on call; threads may share it.
+
+    Bytes are copied rather than mapped: a file that is cut while it is read is then an error and no bus error,
+    network disks are read in large requests, and nothing stays in memory after use.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._files = {path: os.open(path, os.O_RDONLY) for path in checkpoint.weight_paths}
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self._files.values():
+            os.close(file)
+
+    def __call__(self, name: str) -> torch.Tensor:
+        """Return a whole tensor, in its stored dtype; what an adapter changed is at least float32."""
+        update = self._checkpoint.updates.get(name)
+        stored = self._whole(self._checkpoint.infos[name])
+        if update is None:
+            return stored
+        return update.apply(stored, lambda factor: self._whole(self._checkpoint.factors[factor]))
+
+    def factor(self, name: str) -> torch.Tensor:
+        """Return one of the adapter's own tensors."""
+        return self._whole(self._checkpoint.factors[name])
+
+    def piece(self, name: str, start: int, stop: int, memory: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the entries ``start`` to ``stop`` of a flat contiguous tensor, without reading the others.
+
+        Args:
+            name: the tensor.
+            start: the first entry.
+            stop: the entry after the last.
+            memory: bytes to read into, at least as many as the entries have; new memory by default.
+        """
+        return self._flat(self._checkpoint.infos[name], start, stop, memory)
+
+    def _whole(self, info: TensorInfo) -> torch.Tensor:
+        if info.strides is None:
+            return self._flat(info, 0, info.num_elements).reshape(info.shape)
+        num_items = info.extent // DTYPES[info.dtype][1]
+        return self._flat(info, 0, num_items).as_strided(info.shape, info.strides).contiguous()
+
+    def _flat(self, info: TensorInfo, start: int, stop: int, memory: torch.Tensor | None = None) -> torch.Tensor:
+        import torch
+
+        dtype, size = DTYPES[info.dtype]
+        if memory is None:
+            memory = torch.empty((stop - start) * size, dtype=torch.uint8)
+        memory = memory[: (stop - start) * size]
+        view = memory.numpy().data
+        position, done = info.offset + start * size, 0
+        while done < view.nbytes:  # one call reads at most 2 GB
+            count = os.preadv(self._files[info.path], [view[done:]], position + done)
+            if count == 0:
+                raise corrupt(info.path, "it became shorter while it was read")
+            done += count
+        return memory.view(getattr(torch, dtype))
+
+
+def open_checkpoint(
+    path: str | Path,
+    name: str | None = None,
+    *,
+    average: bool = False,
+    adapter_base: Checkpoint | None = None,
+) -> Checkpoint:
     """Read the headers of a checkpoint.
 
     Args:
-        path: a folder with safetensors weights, or one ``.safetensors`` file.
+        path: a folder of transformers or of PEFT, a ``.safetensors`` file, or a file of ``torch.save``.
         name: how people call it; the name of the folder or file by default.
+        average: take the moving average that a training stored beside the weights.
+        adapter_base: what an adapter is applied to; the folder that its configuration names by default.
 
     Raises:
-        UserError: nothing there, no weights in it, or a truncated or corrupt file.
+        UserError: nothing there, no weights in it, or a truncated, corrupt or unsafe file.
     """
     path = Path(path)
-    infos: dict[str, TensorInfo] = {}
-    for file in _weight_files(path):
-        for tensor, info in read_header(file).items():
-            if tensor in infos:
-                raise UserError(
-                    f"tensor {tensor!r} is stored in two shards",
-                    where=f"{infos[tensor].path} and {file}",
-                    fix="save the checkpoint again",
-                )
-            infos[tensor] = info
-    if not infos:
-        raise UserError("checkpoint without tensors", where=str(path), fix="save the checkpoint again")
-    name = name or path.resolve().name.removesuffix(".safetensors")
-    return Checkpoint(name, path, dict(sorted(infos.items())))
+    name = name or _default_name(path)
+    if is_adapter(path):
+        if average:
+            raise UserError("an adapter holds no moving average", where=str(path), fix="leave --ema out")
+        return _open_adapter(path, name, adapter_base)
+    infos = read_infos(path, average=average)
+    return Checkpoint(name, path, dict(sorted(infos.items())), average)
 
 
-def _weight_files(path: Path) -> list[Path]:
-    if path.is_file():
-        if path.suffix == ".safetensors":
-            return [path]
-        raise UserError(
-            f"not a safetensors file: {path.name}",
-            where=str(path),
-            fix="give a folder with model.safetensors, or a .safetensors file",
-        )
-    if not path.is_dir():
-        raise UserError("no such checkpoint", where=str(path), fix="check the path")
-    if (path / WEIGHTS_NAME).is_file():
-        return [path / WEIGHTS_NAME]
-    if (path / INDEX_NAME).is_file():
-        return _shards(path / INDEX_NAME)
-    found = ", ".join(sorted(p.name for p in path.iterdir())[:MAX_LISTED]) or "nothing"
-    raise UserError(
-        f"no {WEIGHTS_NAME} and no {INDEX_NAME} in this folder (it holds: {found})",
-        where=str(path),
-        fix="give the folder written by save_pretrained(..., safe_serialization=True)",
-    )
+def _open_adapter(path: Path, name: str, base: Checkpoint | None) -> Checkpoint:
+    adapter = read_adapter(path)
+    base = base or open_checkpoint(adapter.base_path)
+    if base.updates:
+        raise UserError("the base of an adapter is an adapter too", where=str(base.path), fix="merge that one first")
+    infos, updates = adapter.over(base.infos)
+    return Checkpoint(name, path, infos, base=base, updates=updates, factors=adapter.factors)
 
 
-def _shards(index_path: Path) -> list[Path]:
-    try:
-        weight_map = json.loads(index_path.read_text(encoding="utf-8"))["weight_map"]
-        files = sorted({index_path.parent / Path(name).name for name in weight_map.values()})
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise _corrupt(index_path, "no readable weight_map") from error
-    missing = [file.name for file in files if not file.is_file()]
-    if missing:
-        raise UserError(
-            f"{len(missing)} of {len(files)} shards are missing: {', '.join(missing[:MAX_LISTED])}",
-            where=str(index_path.parent),
-            fix="copy the missing files",
-        )
-    return files
-
-
-def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Parse the header of a safetensors file and check that the file holds all the bytes it announces.
+def reopen(described: Mapping[str, Any], name: str | None = None) -> Checkpoint:
+    """Open a checkpoint as `Checkpoint.described` recorded it.
 
     Raises:
-        UserError: the file is truncated, corrupt, or holds a dtype that is not known here.
+        UserError: it is not there any more, or has changed.
     """
-    num_bytes = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if num_bytes < 8 or length > min(MAX_HEADER_BYTES, num_bytes - 8):
-            raise _corrupt(path, f"the header does not fit in {num_bytes} bytes")
-        raw = file.read(length)
-    try:
-        header: dict[str, Any] = json.loads(raw)
-        header.pop("__metadata__", None)
-        infos = {
-            name: TensorInfo(str(entry["dtype"]), tuple(int(n) for n in entry["shape"]), path)
-            for name, entry in header.items()
-        }
-        end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise _corrupt(path, "the header is not readable") from error
-    if num_bytes != 8 + length + end:
-        raise _corrupt(path, f"{8 + length + end} bytes announced, {num_bytes} found")
-    unknown = sorted({info.dtype for info in infos.values()} - set(ITEM_BYTES))
-    if unknown:
-        raise UserError(f"unsupported dtype: {', '.join(unknown)}", where=str(path), fix="cast to F32 or BF16")
-    return infos
+    base = described.get("base")
+    checkpoint = open_checkpoint(
+        described["path"],
+        name,
+        average=described.get("average", False),
+        adapter_base=reopen(base) if base else None,
+    )
+    if checkpoint.digest != described["sha256"]:
+        raise UserError("this checkpoint has changed", where=described["path"], fix="start again, with another -o")
+    return checkpoint
 
 
-def _corrupt(path: Path, why: str) -> UserError:
-    return UserError(f"truncated or corrupt weights: {why}", where=str(path), fix="copy or download the file again")
+def _default_name(path: Path) -> str:
+    suffixes = (".safetensors", *TORCH_SUFFIXES)
+    return path.resolve().stem if path.suffix in suffixes and path.is_file() else path.resolve().name
 
 
 def _sha256(path: Path) -> str:
@@ -229,15 +226,19 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_compatible(checkpoints: Sequence[Checkpoint]) -> None:
+def check_compatible(checkpoints: Sequence[Checkpoint], *, any_dtype: bool = False) -> None:
     """Require the same tensor names, shapes and dtypes in every checkpoint.
+
+    Args:
+        checkpoints: to compare with the first of them.
+        any_dtype: whether floating-point tensors may have different dtypes.
 
     Raises:
         UserError: names at most ten tensors that differ from the first checkpoint, with the reason of each.
     """
     first = checkpoints[0]
     for other in checkpoints[1:]:
-        problems = _differences(first.infos, other.infos)
+        problems = _differences(first.infos, other.infos, any_dtype=any_dtype)
         if problems:
             listed = "".join(f"\n    {problem}" for problem in problems[:MAX_LISTED])
             more = f"\n    and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
@@ -248,99 +249,25 @@ def check_compatible(checkpoints: Sequence[Checkpoint]) -> None:
             )
 
 
-def _differences(first: Mapping[str, TensorInfo], other: Mapping[str, TensorInfo]) -> list[str]:
+def _differences(
+    first: Mapping[str, TensorInfo], other: Mapping[str, TensorInfo], *, any_dtype: bool = False
+) -> list[str]:
     problems = [f"missing: {name}" for name in first if name not in other]
     problems += [f"extra: {name}" for name in other if name not in first]
     for name, info in first.items():
-        if name not in other or (info.shape, info.dtype) == (other[name].shape, other[name].dtype):
+        if name not in other:
             continue
-        kind = "shape" if info.shape != other[name].shape else "dtype"
-        problems.append(f"{kind}: {name} is {other[name]}, expected {info}")
+        if info.shape != other[name].shape:
+            problems.append(f"shape: {name} is {other[name]}, expected {info}")
+        elif info.dtype != other[name].dtype and not (any_dtype and info.is_float and other[name].is_float):
+            problems.append(f"dtype: {name} is {other[name]}, expected {info}")
     return problems
 
 
 def _hint(problems: Sequence[str]) -> str:
     if all(problem.startswith("dtype") for problem in problems):
-        return "save every checkpoint in the same dtype (float32 keeps small updates)"
+        return "save every checkpoint in the same dtype (float32 keeps small updates), or give --dtype"
     return "merge only models fine-tuned from the same initialisation, with the same architecture"
-
-
-def write_checkpoint(
-    out_dir: Path,
-    infos: Mapping[str, TensorInfo],
-    tensors: Callable[[str], torch.Tensor],
-    *,
-    side_files_from: Path,
-    texts: Mapping[str, str],
-    metadata: Mapping[str, str],
-) -> None:
-    """Write a checkpoint folder in one step: it appears complete, or not at all.
-
-    Tensors are asked for one at a time and written at once, so that memory holds one tensor.
-
-    Args:
-        out_dir: the folder to create; it must not exist, or be empty.
-        infos: names, dtypes and shapes to write.
-        tensors: returns the tensor of a name, with the dtype and shape announced.
-        side_files_from: the checkpoint whose config, tokenizer and processor files are copied.
-        texts: further files, by name.
-        metadata: strings stored in the header of the weights.
-    """
-    check_free(out_dir)
-    out_dir.parent.mkdir(parents=True, exist_ok=True)
-    building = out_dir.parent / f".{out_dir.name}.{uuid4().hex[:8]}.tmp"
-    building.mkdir()
-    try:
-        _write_safetensors(building / WEIGHTS_NAME, infos, tensors, metadata)
-        if side_files_from.is_dir():
-            for pattern in SIDE_FILES:
-                for source in sorted(p for p in side_files_from.glob(pattern) if p.is_file()):
-                    shutil.copyfile(source, building / source.name)
-        for name, text in texts.items():
-            (building / name).write_text(text, encoding="utf-8")
-        building.rename(out_dir)
-    except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
-        raise
-
-
-def check_free(out_dir: Path) -> None:
-    """Refuse an output folder that holds something, so that nothing is overwritten."""
-    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
-        raise UserError("the output is already there", where=str(out_dir), fix="remove it or give another -o")
-
-
-def _write_safetensors(
-    path: Path,
-    infos: Mapping[str, TensorInfo],
-    tensors: Callable[[str], torch.Tensor],
-    metadata: Mapping[str, str],
-) -> None:
-    import torch
-
-    # Widest dtypes first, as safetensors does: every tensor then starts at a multiple of its item size.
-    names = sorted(infos, key=lambda name: (-ITEM_BYTES[infos[name].dtype], name))
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    end = 0
-    for name in names:
-        start, end = end, end + infos[name].num_bytes
-        header[name] = {
-            "dtype": infos[name].dtype,
-            "shape": list(infos[name].shape),
-            "data_offsets": [start, end],
-        }
-    raw = json.dumps(header, separators=(",", ":")).encode()
-    raw += b" " * (-len(raw) % 8)
-    with path.open("wb") as file:  # unlike safetensors.save_file (mode 0600), open() respects the umask
-        file.write(len(raw).to_bytes(8, "little") + raw)
-        for name in names:
-            tensor = tensors(name)
-            data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-            if tuple(tensor.shape) != infos[name].shape or data.nbytes != infos[name].num_bytes:
-                raise AssertionError(f"{name}: {tensor.dtype} {tuple(tensor.shape)} is not {infos[name]}")
-            file.write(data.data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Score many mixtures of the same checkpoints: read each once, write every mixture into one live model.
+"""Score many mixtures of the same checkpoints and keep every score.
 
 Rewarded soups (Rame et al. 2023, arXiv:2306.04488): N trainings, then one evaluation per coefficient. Results
 are keyed by content, so that a sweep can be killed, resumed and extended.
@@ -8,29 +8,38 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from soups.coefficients import Rule
 from soups.errors import UserError
-from soups.evaluator import Evaluator, checked_samples, checked_scores, load_evaluator
-from soups.merge import Integers, Recipe, canonical_order, pick_integer
-from soups.methods import Method
+from soups.merge import Integers, Recipe
+from soups.methods import Method, get_method
 from soups.points import Point
 from soups.results import SWEEP_NAME, Result, append_result, open_results, read_manifest
-from soups.state import MAX_LISTED, Checkpoint, write_text
-
-if TYPE_CHECKING:
-    import torch
+from soups.scoring import Scorer, remove_leftovers, score_points
+from soups.state import Checkpoint, reopen, write_text
 
 FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is swept: everything but the points, which may be added to later."""
+    """What is swept: everything but the points, which may be added to later.
+
+    Attributes:
+        checkpoints: the models.
+        method: how they are merged.
+        evaluator: ``module:function``, see `soups.evaluator`.
+        args: its arguments.
+        base: the common initialisation, for methods that use one.
+        integers: policy for integer tensors that differ.
+        modules: patterns of tensor names that have coefficients of their own: a point then holds one coefficient
+            per model, and as many again for each pattern. The first pattern that matches a whole name counts.
+    """
 
     checkpoints: Sequence[Checkpoint]
     method: Method
@@ -38,40 +47,76 @@ class Sweep:
     args: Mapping[str, Any] = field(default_factory=dict)
     base: Checkpoint | None = None
     integers: Integers = "error"
+    modules: Sequence[str] = ()
+
+    def parts(self, point: Point) -> list[Point]:
+        """Return the coefficients of the tensors that no pattern matches, then those of each module.
+
+        Raises:
+            UserError: the point has too few or too many coefficients.
+        """
+        size, wanted = len(self.checkpoints), len(self.checkpoints) * (1 + len(self.modules))
+        if len(point) != wanted:
+            fix = "give one per model, and as many again for each --module, after a semicolon"
+            raise UserError(f"{len(point)} weights for {wanted} coefficients", where="--weights", fix=fix)
+        return [point[start : start + size] for start in range(0, wanted, size)]
 
     def recipe(self, point: Point) -> Recipe:
         """Return the recipe of one point."""
-        return Recipe(self.checkpoints, point, self.method, self.base, self.integers)
+        rest, *modules = self.parts(point)
+        rules = [
+            Rule(pattern, tuple((weight,) for weight in part))
+            for pattern, part in zip(self.modules, modules, strict=True)
+        ]
+        return Recipe(self.checkpoints, rest, self.method, self.base, self.integers, rules)
 
     def named(self, point: Point) -> dict[str, float]:
-        """Return coefficients by the name of the checkpoint."""
-        return {c.name: weight for c, weight in zip(self.checkpoints, point, strict=True)}
+        """Return coefficients by the name of the checkpoint, of the tensors that no pattern matches."""
+        return {c.name: weight for c, weight in zip(self.checkpoints, self.parts(point)[0], strict=True)}
+
+    def named_modules(self, point: Point) -> dict[str, dict[str, float]]:
+        """Return coefficients by pattern and name of the checkpoint."""
+        names = [checkpoint.name for checkpoint in self.checkpoints]
+        parts = zip(self.modules, self.parts(point)[1:], strict=True)
+        return {pattern: dict(zip(names, part, strict=True)) for pattern, part in parts}
 
     def key(self, point: Point) -> str:
         """Return the content hash of a point; it depends neither on the order nor on the names of models."""
+        rest, *modules = [
+            sorted((c.digest, weight) for c, weight in zip(self.checkpoints, part, strict=True))
+            for part in self.parts(point)
+        ]
         content = {
             "format": FORMAT,
-            "coefficients": sorted((c.digest, w) for c, w in zip(self.checkpoints, point, strict=True)),
+            "coefficients": rest,
             "base": self.base.digest if self.base else None,
             "method": self.method.name,
             "params": self.method.described_params,
             "evaluator": self.evaluator,
             "args": dict(self.args),
         }
+        if self.modules:
+            content["modules"] = [[pattern, part] for pattern, part in zip(self.modules, modules, strict=True)]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def manifest(self) -> dict[str, Any]:
         """Return the content of ``sweep.json``."""
         return {
             "format": FORMAT,
-            "checkpoints": {c.name: {"path": str(c.path), "sha256": c.digest} for c in self.checkpoints},
-            "base": {"path": str(self.base.path), "sha256": self.base.digest} if self.base else None,
+            "checkpoints": {c.name: c.described() for c in self.checkpoints},
+            "base": self.base.described() if self.base else None,
             "method": self.method.name,
             "params": self.method.described_params,
             "integers": self.integers,
             "evaluator": self.evaluator,
             "args": dict(self.args),
+            **({"modules": list(self.modules)} if self.modules else {}),
         }
+
+
+def _described(checkpoint: Checkpoint) -> dict[str, str]:
+    described = {"path": str(checkpoint.path), "sha256": checkpoint.digest}
+    return described | ({"variant": checkpoint.variant} if checkpoint.variant else {})
 
 
 def run_sweep(
@@ -79,6 +124,8 @@ def run_sweep(
     points: Sequence[Point],
     out_dir: Path,
     on_result: Callable[[Result, bool], None] = lambda result, is_new: None,
+    num_workers: int = 1,
+    scorer: Scorer | None = None,
 ) -> list[Result]:
     """Score the points that ``out_dir`` does not hold yet; return the results of all of them, in order.
 
@@ -87,6 +134,8 @@ def run_sweep(
         points: coefficients in the order of the checkpoints.
         out_dir: where ``results.jsonl`` and ``sweep.json`` are written.
         on_result: called for each point, with its result and whether it was computed now.
+        num_workers: processes that score points at the same time.
+        scorer: one to use again when points are added one after the other; it keeps the models in memory.
 
     Raises:
         UserError: something does not fit; headers and coefficients are checked before any data is read.
@@ -96,21 +145,43 @@ def run_sweep(
     out_dir.mkdir(parents=True, exist_ok=True)
     with open_results(out_dir) as (previous, file):
         _write_manifest(sweep, out_dir, has_results=bool(previous))
+        remove_leftovers(out_dir)
         done = {result.key: result for result in previous}
         missing = [point for point in points if sweep.key(point) not in done]
         for point in points:
             if sweep.key(point) in done:
                 on_result(done[sweep.key(point)], False)
         if missing:
-            evaluator = load_evaluator(sweep.evaluator, sweep.checkpoints[0].path, sweep.args)
-            soup = LiveSoup(sweep, evaluator.state())
-            for point in missing:
-                result = _score(sweep, soup, evaluator, point)
-                _check_same_table(result, next(iter(done.values()), result), sweep.evaluator)
-                append_result(file, result)
-                done[result.key] = result
-                on_result(result, True)
+            # Closing ends the workers at once when a result is refused or the sweep is interrupted.
+            with closing(score_points(sweep, missing, out_dir, num_workers, scorer)) as results:
+                for result in results:
+                    _check_same_table(result, next(iter(done.values()), result), sweep.evaluator)
+                    append_result(file, result)
+                    done[result.key] = result
+                    on_result(result, True)
     return [done[sweep.key(point)] for point in points]
+
+
+def reopen_sweep(out_dir: Path) -> Sweep:
+    """Return the sweep that wrote a folder, to add points to it; its checkpoints must still be there, unchanged.
+
+    Raises:
+        UserError: no sweep in the folder, or a checkpoint is gone or has changed.
+    """
+    manifest = read_manifest(out_dir)
+    if manifest is None:
+        raise UserError(f"no {SWEEP_NAME} in this folder", where=str(out_dir), fix="give the output of soups sweep")
+    checkpoints = [reopen(entry, name) for name, entry in manifest["checkpoints"].items()]
+    # Points outside the simplex are checked where they are asked for, so that this permits nothing new.
+    return Sweep(
+        checkpoints,
+        get_method(manifest["method"], manifest["params"]),
+        manifest["evaluator"],
+        manifest["args"],
+        reopen(manifest["base"]) if manifest["base"] else None,
+        manifest["integers"],
+        manifest.get("modules", ()),
+    )
 
 
 def _write_manifest(sweep: Sweep, out_dir: Path, *, has_results: bool) -> None:
@@ -119,7 +190,8 @@ def _write_manifest(sweep: Sweep, out_dir: Path, *, has_results: bool) -> None:
     if before is None or not has_results:
         write_text(out_dir / SWEEP_NAME, json.dumps(manifest, indent=2) + "\n")
         return
-    changed = [name for name in manifest if _without_paths(before.get(name)) != _without_paths(manifest[name])]
+    names = sorted({*before, *manifest})
+    changed = [name for name in names if _without_paths(before.get(name)) != _without_paths(manifest.get(name))]
     if changed:
         raise UserError(
             f"this folder holds another sweep, which differs in: {', '.join(changed)}",
@@ -134,21 +206,6 @@ def _without_paths(value: Any) -> Any:
     return value
 
 
-def _score(sweep: Sweep, soup: LiveSoup, evaluator: Evaluator, point: Point) -> Result:
-    start = time.perf_counter()
-    soup.write(point)
-    scores = checked_scores(evaluator.evaluate(), sweep.evaluator)
-    return Result(
-        key=sweep.key(point),
-        coefficients=sweep.named(point),
-        metrics={metric: sum(values) / len(values) for metric, values in scores.items()},
-        num_samples=len(next(iter(scores.values()))),
-        scores=scores,
-        samples=checked_samples(evaluator),
-        seconds=round(time.perf_counter() - start, 6),
-    )
-
-
 def _check_same_table(result: Result, other: Result, spec: str) -> None:
     if (sorted(result.metrics), result.num_samples) != (sorted(other.metrics), other.num_samples):
         raise UserError(
@@ -157,94 +214,3 @@ def _check_same_table(result: Result, other: Result, spec: str) -> None:
             where=spec,
             fix="score the same samples with the same metrics at every call",
         )
-
-
-class LiveSoup:
-    """The weights of all checkpoints in memory, and the live tensors that receive their mixtures.
-
-    Memory: the checkpoints in their stored dtype, plus the live model. A mixture is written in place, one
-    tensor at a time, rounded once to the dtype of the live tensor.
-    """
-
-    def __init__(self, sweep: Sweep, live: Mapping[str, torch.Tensor]) -> None:
-        self._method = sweep.method
-        self._integers: Integers = sweep.integers
-        self._order = canonical_order(sweep.checkpoints)
-        infos = sweep.checkpoints[0].infos
-        check_live(infos, live, sweep.evaluator)
-        self._live = {name: live[name] for name in infos}
-        self._states = [checkpoint.load() for checkpoint in sweep.checkpoints]
-        self._base = sweep.base.load() if sweep.base else None
-        for names in aliases(self._live):
-            _check_aliases_agree(names, [*self._states, *([self._base] if self._base else [])])
-        for name, info in infos.items():
-            if not info.is_float:  # fail now rather than at the first mixture
-                pick_integer(name, [state[name] for state in self._states], (), self._integers)
-
-    def write(self, point: Point) -> None:
-        """Write the mixture of one point into the live tensors."""
-        import torch
-
-        weights = [point[index] for index in self._order]
-        with torch.no_grad():
-            for name, live in self._live.items():
-                models = [state[name] for state in self._states]
-                if live.is_floating_point():
-                    base = self._base[name] if self._base else None
-                    self._method.merge_into(live, [models[i] for i in self._order], weights, base)
-                else:
-                    live.copy_(pick_integer(name, models, point, self._integers))
-
-
-def check_live(infos: Mapping[str, Any], live: Mapping[str, torch.Tensor], spec: str) -> None:
-    """Require the live tensors to be those of the checkpoints.
-
-    A live name that is not stored is allowed only if it shares its memory with one that is (tied weights are
-    stored once).
-
-    Raises:
-        UserError: names at most ten tensors that do not fit.
-    """
-    stored = {place(live[name]) for name in infos if name in live}
-    problems = [f"not in the live model: {name}" for name in infos if name not in live]
-    problems += [f"not stored: {name}" for name in live if name not in infos and place(live[name]) not in stored]
-    for name, info in infos.items():
-        if name not in live:
-            continue
-        if tuple(live[name].shape) != info.shape:
-            problems.append(f"shape: {name} is {list(live[name].shape)} in the live model, stored {info}")
-        elif live[name].is_floating_point() != info.is_float:
-            problems.append(f"dtype: {name} is {live[name].dtype} in the live model, stored {info}")
-    if problems:
-        listed = "".join(f"\n    {problem}" for problem in problems[:MAX_LISTED])
-        raise UserError(
-            f"state() does not match the checkpoints in {len(problems)} tensors:{listed}",
-            where=spec,
-            fix="return model.state_dict() of the architecture that was saved",
-        )
-
-
-def place(tensor: torch.Tensor) -> tuple[Any, ...]:
-    """Return what two names of the same memory have in common: device, address, shape and strides."""
-    return (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
-
-
-def aliases(live: Mapping[str, torch.Tensor]) -> list[list[str]]:
-    """Return the groups of names that share their memory."""
-    groups: dict[tuple[Any, ...], list[str]] = {}
-    for name, tensor in live.items():
-        if tensor.numel():  # empty tensors all have the address 0
-            groups.setdefault(place(tensor), []).append(name)
-    return [names for names in groups.values() if len(names) > 1]
-
-
-def _check_aliases_agree(names: Sequence[str], states: Sequence[Mapping[str, torch.Tensor]]) -> None:
-    import torch
-
-    for state in states:
-        for name in names[1:]:
-            if not torch.equal(state[names[0]], state[name]):
-                raise UserError(
-                    f"{names[0]!r} and {name!r} share memory in the live model but differ in a checkpoint",
-                    fix="untie them in the evaluator, or save the checkpoints tied",
-                )

@@ -46,12 +46,17 @@ class Batch:
         target: (B, T) token ids that end with `</s>`, padded with the pad id.
         examples: The B examples.
         task_names: Name of the task of each example.
+        prefix: (B, T) ids read by the decoder, where they are not the target shifted by one: a question before the
+            answer, whose target positions are padding (specification 4.1).
+        writes_codes: The targets are pictures as codes.
     """
 
     inputs: dict[str, Tensor]
     target: Tensor
     examples: list[Example]
     task_names: list[str] = field(default_factory=list)
+    prefix: Tensor | None = None
+    writes_codes: bool = False
 
 
 def pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:

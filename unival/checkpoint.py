@@ -24,6 +24,7 @@ from unival.errors import UserError
 from unival.model.configuration import UnivalConfig
 from unival.model.modeling import UnivalForConditionalGeneration
 from unival.model.processing import UnivalProcessor
+from unival.weights import bart_weights, encoder_weights, read_weights
 
 BUILT_IN = {"unival-tiny": Path(__file__).parent / "assets" / "unival-tiny"}
 
@@ -93,6 +94,30 @@ def load_model(path: str | Path) -> tuple[UnivalForConditionalGeneration, Unival
             listed = ", ".join(names[:10])
             raise UserError(f"{len(names)} {kind.replace('_', ' ')}: {listed}", where=str(folder))
     return model.eval(), processor
+
+
+def load_encoder(model: UnivalForConditionalGeneration, name: str, path: str | Path) -> None:
+    """Load the weights of one encoder into a model, in place; `unival.weights` says which files are understood.
+
+    Args:
+        model: A model that has the encoder.
+        name: "image_encoder", "video_encoder" or "audio_encoder".
+        path: The file.
+
+    Raises:
+        UserError: If the file is unreadable or does not fit.
+    """
+    encoder = model.get_submodule(f"encoder.embed_{name.removesuffix('_encoder')}s")
+    encoder.load_state_dict(encoder_weights(name, encoder, read_weights(path), str(path)))
+
+
+def load_bart(model: UnivalForConditionalGeneration, path: str | Path) -> None:
+    """Load what a BART of the same size gives into a model, in place; the rest keeps its initial values.
+
+    Raises:
+        UserError: If the file is unreadable or does not fit.
+    """
+    model.load_state_dict(bart_weights(model, read_weights(path), str(path)), strict=False)
 
 
 @contextlib.contextmanager

@@ -1,9 +1,9 @@
-"""The command line: `unival {train,evaluate,predict,demo,tasks}`. Imports torch only inside a command."""
+"""The command line: `unival {train,evaluate,predict,convert,demo,tasks}`. Imports torch only inside a command."""
 
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -120,6 +120,34 @@ def predict(
             answer if isinstance(answer, str) else "no box" if answer is None else " ".join(f"{x:.1f}" for x in answer)
         )
         print(f"{result['file']}: {shown}{note}" if len(results) > 1 else f"{shown}{note}")
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Original .pt file; with --to fairseq also a model.")],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="Folder (or .pt file) to create.")],
+    to: Annotated[Literal["transformers", "fairseq"], typer.Option("--to", help="What to write.")] = "transformers",
+    ema: Annotated[bool, typer.Option("--ema", help="Take the averaged weights.")] = False,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option("--tokenizer", help="Folder with encoder.json, vocab.bpe and dict.txt, or bart-base's."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn a checkpoint of the original into a model folder, or back; the file is read without running any of it.
+
+    Example: unival convert checkpoint_best.pt models/caption --tokenizer BPE
+    """
+    from unival.convert import convert as run
+
+    summary = run(source, destination, to, ema, None if tokenizer is None else str(tokenizer))
+    if as_json:
+        print(json.dumps(summary))
+        return
+    media = ", ".join(summary["media"]) or "text only"
+    print(f"wrote {summary['written']}: {summary['tensors']} tensors, {summary['dtype']}, {media}")
+    for note in summary["notes"]:
+        print(f"note: {note}")
 
 
 @app.command()

@@ -27,6 +27,7 @@ from unival.errors import UserError
 from unival.evaluate import evaluate_all, generate
 from unival.log import console
 from unival.metrics.bootstrap import bootstrap_difference, bootstrap_mean
+from unival.pretrain_encoder import pretrain
 from unival.report import write_report
 from unival.schema import EvaluationSuite, RunConfig, SourceConfig
 from unival.tasks.base import get_task
@@ -35,8 +36,8 @@ from unival.train import train, versions
 START = "unival-tiny"
 STYLES = ("fluent-emoji-flat", "noto", "twemoji")
 REWARDS = {"detail": "cider_d", "brevity": "brevity"}
-SOUP_ARGS = ["concepts=cast", "metrics=cider_d,brevity", "content=detailed_caption", "limit=200"]
-OOD_ARGS = ["concepts=cast", "metrics=names", f"styles={','.join(STYLES)}", "limit=150"]
+SOUP_ARGS = ["metrics=cider_d,brevity", "content=detailed_caption", "limit=200"]
+OOD_ARGS = ["metrics=names", f"styles={','.join(STYLES)}", "limit=150"]
 
 
 def run_demo(out: Path, configs: Path, fresh: bool = False) -> dict[str, Any]:
@@ -61,13 +62,13 @@ def run_demo(out: Path, configs: Path, fresh: bool = False) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     (out / "versions.json").write_text(json.dumps(versions(), indent=1), encoding="utf-8")
 
-    def fit(name: str) -> Path:
-        return train(load_config(configs / f"{name}.yaml", [f"out={out / name}"], RunConfig))
+    def fit(name: str, *overrides: str) -> Path:
+        return train(load_config(configs / f"{name}.yaml", [f"out={out / name}", *overrides], RunConfig))
 
     steps: list[tuple[str, str, Callable[[], object]]] = [
         ("understand", "Describe, answer, find", lambda: understand(out, configs)),
         ("pretrain", "Pretrain from scratch for two minutes", lambda: fit("pretrain")),
-        ("audio", "Learn sounds", lambda: learn_sounds(out, fit)),
+        ("audio", "Learn sounds", lambda: learn_sounds(out, configs, fit)),
         ("detail", "Specialise to detailed captions", lambda: fit("detail")),
         ("brevity", "Specialise to brief captions", lambda: fit("brevity")),
         ("sweep", "Sweep the soup, draw the front", lambda: sweep_rewards(out)),
@@ -134,9 +135,13 @@ def understand(out: Path, configs: Path) -> None:
     write_samples(out, entries)
 
 
-def learn_sounds(out: Path, fit: Callable[[str], Path]) -> None:
-    """Fine-tune on sounds; score how often a caption names the family of the first sound."""
-    folder = fit("audio")
+def learn_sounds(out: Path, configs: Path, fit: Callable[..., Path]) -> None:
+    """Train an audio encoder on families, fine-tune on captions; score how often one names the first sound's family."""
+    weights = out / "audio-encoder.safetensors"
+    if not weights.is_file():
+        options = load_config(configs / "audio.yaml", [], RunConfig).stages[0].add["audio_encoder"]
+        pretrain("audio", options, weights, steps=200, batch=32, lr=2e-3)
+    folder = fit("audio", f"encoder_weights.audio_encoder={weights}")
     rows = [json.loads(line) for line in (out / "audio" / "predictions-audio-caption.jsonl").open(encoding="utf-8")]
     known = family_of_caption()
     first = [row["families"][0] for row in rows]
@@ -167,7 +172,7 @@ def sweep_rewards(out: Path) -> None:
         end = next(row for row in results(out / "sweep") if row["coefficients"].get(name) == 1.0)["scores"]
         interval = bootstrap_difference(end[metric], start[metric])
         gains[name] = {"metric": metric} | interval._asdict()
-    options = SourceConfig(world="test", content="detailed_caption", limit=3, options={"concepts": "cast"})
+    options = SourceConfig(world="test", content="detailed_caption", limit=3)
     rows = open_source(options, "caption", "image")
     pictures = {
         rows[i]["uid"]: write_medium(out, f"sweep-{i}", "image", rows[i]["image"], None)["file"] for i in range(3)
@@ -242,8 +247,7 @@ def show(out: Path, model: Any, processor: Any, label: str, name: str, modality:
     """Predict for a few rows of the test split and write their media files."""
     args = {"modality": modality} | ({"num_bins": processor.num_bins} if name == "grounding" else {})
     task = get_task(name, args)
-    options = {"concepts": "cast"} if modality == "image" else {}
-    source = open_source(SourceConfig(world="test", limit=40, options=options), name, task.modality)
+    source = open_source(SourceConfig(world="test", limit=40), name, task.modality)
     records = [source[3 * index + 1] for index in range(num)]
     batch = processor.collate([task.example(record) for record in records])
     entries = []

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from unival.batch import pad
 from unival.checkpoint import load_model
 from unival.data.source import Source, open_source
 from unival.errors import UserError, did_you_mean
+from unival.generate import AnswerTrie, SearchOptions, prompt_prefix, score_answers, search
 from unival.log import track
 from unival.metrics.bootstrap import bootstrap_mean
 from unival.model.modeling import UnivalForConditionalGeneration
@@ -58,17 +60,48 @@ def generate(
     task: Task,
     inputs: Mapping[str, torch.Tensor],
     num_beams: int = 1,
+    options: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Return the generated texts of a batch: greedy, or beam search with length-normalised scores."""
-    with torch.inference_mode():
-        ids = model.generate(
-            **inputs,
-            do_sample=False,
-            num_beams=num_beams,
-            max_new_tokens=task.max_new_tokens,
-            min_new_tokens=task.min_new_tokens,
-        )
-    return processor.decode(ids)
+    """Return the text that a model writes for each row of a batch, by the original's rules (`docs/generation.md`).
+
+    A task with `candidates` gets one of them: the most probable by `score_answers`, or the best of a search inside the
+    set, compared by log-probability. Otherwise the search compares log-probabilities per token, and forces `</s>` as
+    the last of `task.max_new_tokens`.
+
+    Args:
+        model, processor, task: What writes what.
+        inputs: Of a batch.
+        num_beams: 1 is greedy.
+        options: Fields of `SearchOptions` that replace these settings.
+    """
+    answers = [ids[1:-1] for ids in processor.encode(task.candidates)] if task.candidates else []
+    chosen = search_options(task, answers, inputs, num_beams, options or {})
+    prefix = prompt_prefix(model, inputs["input_ids"]) if chosen.repeat_prompt else None
+    if task.candidates and task.choose == "score":
+        best = score_answers(model, inputs, answers, prefix).argmax(1)
+        return [task.candidates[index] for index in best.tolist()]
+    pad_id = model.config.pad_token_id
+    trie = AnswerTrie(answers, model.config.eos_token_id) if answers else None
+    found = search(model, inputs, chosen, trie, prefix)
+    starts = [0] * len(found) if prefix is None else prefix.ne(pad_id).sum(1).tolist()
+    rows = [row[0].tokens[start:] if row else [] for row, start in zip(found, starts, strict=True)]
+    return processor.decode(pad(rows, pad_id))
+
+
+def search_options(
+    task: Task,
+    answers: Sequence[Sequence[int]],
+    inputs: Mapping[str, torch.Tensor],
+    num_beams: int,
+    changes: Mapping[str, Any],
+) -> SearchOptions:
+    """Return the settings of a task's search; `answers` are the ids of its candidates."""
+    settings = {"beam": num_beams, "max_len_b": task.max_new_tokens - 1, "min_len": task.min_new_tokens}
+    if answers:
+        settings |= {"max_len_b": max(map(len, answers)), "min_len": 1, "unnormalized": True}
+    if changes.get("repeat_prompt"):
+        settings["max_len_b"] += inputs["input_ids"].shape[1]
+    return SearchOptions.from_original(settings | dict(changes))
 
 
 def evaluate(
@@ -78,9 +111,13 @@ def evaluate(
     source: Source,
     batch_size: int = 64,
     num_beams: int = 1,
+    options: Mapping[str, Any] | None = None,
     description: str = "evaluate",
 ) -> Evaluation:
-    """Evaluate a task on all rows of a source (one row per medium where the source offers several)."""
+    """Evaluate a task on all rows of a source (one row per medium where the source offers several).
+
+    `num_beams` and `options` are those of `generate`.
+    """
     model.eval()
     records = [source[index] for index in range(len(source))]
     examples = [task.example(record) for record in records]
@@ -88,7 +125,7 @@ def evaluate(
     starts = range(0, len(examples), batch_size)
     for start in track(starts, description, len(starts)):
         batch = processor.collate(examples[start : start + batch_size])
-        texts = generate(model, processor, task, batch.inputs, num_beams)
+        texts = generate(model, processor, task, batch.inputs, num_beams, options)
         rows = records[start : start + batch_size]
         predictions += [task.parse(text, record) for text, record in zip(texts, rows, strict=True)]
     return Evaluation(records, predictions, task.score(predictions, records))
@@ -100,7 +137,8 @@ def run_evaluation(
     """Evaluate as a configuration says."""
     task = get_task(config.task, config.task_args)
     source = open_source(config.source, config.task, task.modality)
-    return evaluate(model, processor, task, source, config.batch_size, config.num_beams, f"evaluate {config.name}")
+    description = f"evaluate {config.name}"
+    return evaluate(model, processor, task, source, config.batch_size, config.num_beams, config.search, description)
 
 
 def evaluate_all(

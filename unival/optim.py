@@ -1,6 +1,8 @@
 """AdamW as in the original (decay on every parameter) and schedules over the steps of a stage (specification 5)."""
 
 import math
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
@@ -8,12 +10,28 @@ from torch import nn
 from unival.errors import UserError, did_you_mean
 from unival.schema import OptimConfig, StageConfig
 
+# Tables that are fixed in the original, and a classifier that is stored but not used.
+NEVER_TRAINED = ("*.melW", "*.spectrogram_extractor.", "encoder.embed_images.fc.")
+
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Return AdamW over the trainable parameters."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    """Return AdamW over the trainable parameters, one group per `lr_scale` (kept in the group as `scale`).
+
+    Raises:
+        UserError: If a key of `lr_scale` matches no trainable parameter.
+    """
+    groups: dict[str, list[nn.Parameter]] = {pattern: [] for pattern in [*config.lr_scale, ""]}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups[next(pattern for pattern in groups if matches(name, [pattern]))].append(parameter)
+    for pattern in config.lr_scale:
+        if not groups[pattern]:
+            tops = {".".join(name.split(".")[:2]) for name, _ in model.named_parameters()}
+            raise UserError(
+                f"lr_scale: no trainable parameter starts with {pattern!r}", fix=did_you_mean(pattern, tops)
+            )
     return torch.optim.AdamW(
-        parameters,
+        [{"params": group, "scale": config.lr_scale.get(key, 1.0)} for key, group in groups.items() if group],
         lr=config.lr,
         betas=config.betas,
         eps=config.eps,
@@ -40,19 +58,27 @@ def learning_rate(config: OptimConfig, step: int, num_steps: int) -> float:
 
 
 def freeze(model: nn.Module, stage: StageConfig) -> None:
-    """Mark as not trainable what the stage freezes, and only that.
+    """Mark as trainable what the stage trains, and only that.
 
     Raises:
-        UserError: If a prefix matches no parameter.
+        UserError: If an entry of `freeze` or `train_only` matches no parameter, or nothing is left to train.
     """
     names = [name for name, _ in model.named_parameters()]
-    for prefix in stage.freeze:
-        if not any(name.startswith(prefix) for name in names):
-            tops = {".".join(name.split(".")[:2]) for name in names}
-            raise UserError(f"freeze: no parameter starts with {prefix!r}", fix=did_you_mean(prefix, tops))
+    for option, patterns in (("freeze", stage.freeze), ("train_only", stage.train_only)):
+        for pattern in patterns:
+            if not any(matches(name, [pattern]) for name in names):
+                tops = {".".join(name.split(".")[:2]) for name in names}
+                raise UserError(f"{option}: no parameter starts with {pattern!r}", fix=did_you_mean(pattern, tops))
     for name, parameter in model.named_parameters():
-        fixed = name.endswith("melW") or any(name.startswith(prefix) for prefix in stage.freeze)
-        parameter.requires_grad_(not fixed)
+        is_chosen = not stage.train_only or matches(name, stage.train_only)
+        parameter.requires_grad_(is_chosen and not matches(name, [*stage.freeze, *NEVER_TRAINED]))
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError("nothing is left to train", fix="take something out of `freeze`, or add it to `train_only`")
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Say whether a parameter's name starts with one of the patterns, in which `*` stands for anything."""
+    return any(fnmatchcase(name, f"{pattern}*") for pattern in patterns)
 
 
 def set_train_mode(model: nn.Module, stage: StageConfig) -> None:

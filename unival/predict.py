@@ -22,7 +22,7 @@ BATCH_SIZE = 32
 class Pipeline:
     """A task bound to a model. Call it with one medium or several; see `pipeline`."""
 
-    def __init__(self, task: str, model: str | Path, num_beams: int) -> None:
+    def __init__(self, task: str, model: str | Path, num_beams: int, candidates: Sequence[str] | None = None) -> None:
         if task not in PREDICT_TASKS:
             raise UserError(f"unknown task {task!r}", fix=did_you_mean(task, PREDICT_TASKS))
         name, modality = PREDICT_TASKS[task]
@@ -35,6 +35,8 @@ class Pipeline:
                 fix=f"fine-tune one first, for example with configs/demo/{modality}.yaml, and give --model",
             )
         args: dict[str, Any] = {"modality": modality}
+        if candidates is not None:
+            args["candidates"] = candidates
         if name == "grounding":
             args["num_bins"] = self.processor.num_bins
         self.task = get_task(name, args)
@@ -82,8 +84,16 @@ class Pipeline:
         return record
 
 
-def pipeline(task: str, model: str | Path = "unival-tiny", num_beams: int = 1) -> Pipeline:
+def pipeline(
+    task: str, model: str | Path = "unival-tiny", num_beams: int = 1, candidates: Sequence[str] | None = None
+) -> Pipeline:
     """Return a callable for a task: `caption`, `vqa`, `grounding`, `entailment`, `video-caption`, `audio-caption`, ...
+
+    Args:
+        task: What to do with a medium.
+        model: A model folder, or the name of a built-in model.
+        num_beams: Of the search; 1 is greedy.
+        candidates: The only texts that may be predicted; by default any, for `entailment` no, yes and maybe.
 
     Example:
         >>> import unival
@@ -91,7 +101,7 @@ def pipeline(task: str, model: str | Path = "unival-tiny", num_beams: int = 1) -
         >>> describe("picture.png")["prediction"]  # doctest: +SKIP
         'a red apple above a cat'
     """
-    return Pipeline(task, model, num_beams)
+    return Pipeline(task, model, num_beams, candidates)
 
 
 def draw_box(path: str, box: Sequence[float], label: str, out: Path | None, num_files: int) -> Path:

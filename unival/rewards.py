@@ -12,12 +12,15 @@ statistics of the data (`cider`, `vocabulary`) are fitted on the training record
     reward = weighted_reward({"cider_d": 0.5, "name_recall": 0.5}, records=training_records)
 
 The weighted sum is the multi-objective baseline (MORL) of rewarded soups (Ramé et al. 2023,
-arXiv:2306.04488).
+arXiv:2306.04488). A label after a colon tells two uses of one reward apart:
+
+    weighted_reward({"iou:small": 0.5, "iou:large": 0.5}, {"iou:small": {"size": "small"}, "iou:large": ...})
 """
 
 import inspect
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, get_type_hints
 
@@ -99,6 +102,19 @@ def brevity(
     return np.clip((max_words - num_words) / (max_words - min_words), 0.0, 1.0) * (num_words > 0)
 
 
+def length(predictions: Sequence[str], records: Sequence[Record], *, words: int = 10) -> Rewards:
+    """Score 1 at exactly `words` words, falling linearly to 0 at none and at twice as many.
+
+    Raises:
+        UserError: `words` is not positive.
+    """
+    if words < 1:
+        raise UserError(f"words is {words}", where="reward length", fix="give a positive number of words")
+    check_pairs(predictions, records, "records")
+    num_words = np.array([len(text.split()) for text in predictions], dtype=np.float64)
+    return np.maximum(0.0, 1.0 - np.abs(num_words - words) / words)
+
+
 def iou(
     predictions: Sequence[BoxPrediction],
     records: Sequence[Record],
@@ -106,15 +122,17 @@ def iou(
     size: boxes.Size = "all",
     small_area_px: float = boxes.SMALL_AREA_PX,
     large_area_px: float = boxes.LARGE_AREA_PX,
+    num_bins: int = 0,
 ) -> Rewards:
-    """Score the IoU of a box in pixels, as text "x0,y0,x1,y1" or four numbers.
+    """Score the IoU of a box in pixels, as text "x0,y0,x1,y1" or four numbers, or of position tokens.
 
-    An unreadable text, None, or a reference that is not of `size` scores 0.
+    An unreadable text, None, or a reference that is not of `size` scores 0. Position tokens are read with `num_bins`
+    and the `width` and `height` of the record.
 
     Raises:
-        UserError: a text with position tokens, which are not pixels.
+        UserError: a text with position tokens, and `num_bins` is 0.
     """
-    predicted, references = _boxes(predictions, records)
+    predicted, references = _boxes(predictions, records, num_bins)
     is_of_size = boxes.size_mask(references, size, small_area_px, large_area_px)
     return boxes.box_iou(predicted, references) * is_of_size
 
@@ -127,12 +145,13 @@ def box_accuracy(
     size: boxes.Size = "all",
     small_area_px: float = boxes.SMALL_AREA_PX,
     large_area_px: float = boxes.LARGE_AREA_PX,
+    num_bins: int = 0,
 ) -> Rewards:
     """Score 1 for IoU >= `threshold` with a reference of `size`, the rewards of the grounding soups.
 
     Predictions and errors are those of `iou`.
     """
-    predicted, references = _boxes(predictions, records)
+    predicted, references = _boxes(predictions, records, num_bins)
     if not predictions:
         return _empty()
     sizes = {"size": size, "small_area_px": small_area_px, "large_area_px": large_area_px}
@@ -143,6 +162,15 @@ def vqa_accuracy(predictions: Sequence[str], records: Sequence[Record]) -> Rewar
     """Score an answer by the VQA rule against the record's answers."""
     answers = _fields(predictions, records, "answers")
     return vqa.vqa_accuracy(predictions, answers).per_sample if predictions else _empty()
+
+
+def answer_bleu1(predictions: Sequence[str], records: Sequence[Record]) -> Rewards:
+    """Score an answer by BLEU-1 against each of the record's answers, averaged (the VQA rewards of rewarded soups)."""
+    pairs = zip(predictions, _fields(predictions, records, "answers"), strict=True)
+    return _array(
+        bleu.bleu([text] * len(answers), [[answer] for answer in answers])["bleu1"].per_sample.mean()
+        for text, answers in pairs
+    )
 
 
 def fit_cider(records: Sequence[Record]) -> CiderD:
@@ -166,31 +194,39 @@ REWARDS: dict[str, Callable[..., Rewards]] = {
         name_recall,
         name_precision,
         brevity,
+        length,
         iou,
         box_accuracy,
         vqa_accuracy,
+        answer_bleu1,
     )
 }
 _FITS: dict[str, Callable[[Sequence[Record]], Any]] = {"cider": fit_cider, "vocabulary": fit_vocabulary}
 
 
 def get_reward(
-    name: str, params: Mapping[str, Any] | None = None, *, records: Sequence[Record] | None = None
+    name: str,
+    params: Mapping[str, Any] | None = None,
+    *,
+    records: Sequence[Record] | None = None,
+    given: Mapping[str, Any] | None = None,
 ) -> Reward:
     """Find a reward by its function name and bind its parameters.
 
     Args:
-        name: a key of `REWARDS`.
+        name: a key of `REWARDS`, or `key:label`.
         params: values for keyword-only arguments of the function.
         records: training rows on which `cider` and `vocabulary` are fitted when `params` does not give them.
+        given: values for the arguments that the function has and `params` does not give, such as `num_bins`.
 
     Raises:
         UserError: unknown reward or parameter (with the closest valid name), a parameter of the wrong type,
             or a parameter without a default that is neither given nor fitted.
     """
-    if name not in REWARDS:
-        raise UserError(f"unknown reward {name!r}", fix=did_you_mean(name, REWARDS))
-    function = REWARDS[name]
+    key = name.split(":")[0]
+    if key not in REWARDS:
+        raise UserError(f"unknown reward {key!r}", fix=did_you_mean(key, REWARDS))
+    function = REWARDS[key]
     signature = inspect.signature(function).parameters.values()
     defaults = {p.name: p.default for p in signature if p.kind is p.KEYWORD_ONLY}
     bound = dict(params or {})
@@ -199,6 +235,7 @@ def get_reward(
         if key not in defaults:
             raise UserError(f"unknown parameter {key!r}", where=f"reward {name}", fix=did_you_mean(key, defaults))
         _check_type(name, key, value, hints[key])
+    bound |= {key: value for key, value in (given or {}).items() if key in defaults and key not in bound}
     if records is not None:
         bound |= {key: _FITS[key](records) for key in defaults if key in _FITS and key not in bound}
     missing = [key for key, default in defaults.items() if default is inspect.Parameter.empty and key not in bound]
@@ -208,18 +245,45 @@ def get_reward(
     return partial(function, **bound)
 
 
+@dataclass(frozen=True)
+class WeightedReward:
+    """A weighted sum of rewards, itself a reward.
+
+    Attributes:
+        weights: By reward name.
+        rewards: By reward name.
+    """
+
+    weights: Mapping[str, float]
+    rewards: Mapping[str, Reward]
+
+    def terms(self, predictions: Sequence[str], records: Sequence[Record]) -> dict[str, Rewards]:
+        """Return each reward (samples,) by name, unweighted."""
+        return {name: reward(predictions, records) for name, reward in self.rewards.items()}
+
+    def total(self, terms: Mapping[str, Rewards]) -> Rewards:
+        """Return the weighted sum (samples,) of terms."""
+        return np.sum([weight * terms[name] for name, weight in self.weights.items()], axis=0)
+
+    def __call__(self, predictions: Sequence[str], records: Sequence[Record]) -> Rewards:
+        """Return the weighted sum (samples,)."""
+        return self.total(self.terms(predictions, records))
+
+
 def weighted_reward(
     weights: Mapping[str, float],
     params: Mapping[str, Mapping[str, Any]] | None = None,
     *,
     records: Sequence[Record] | None = None,
-) -> Reward:
+    given: Mapping[str, Any] | None = None,
+) -> WeightedReward:
     """Build the weighted sum of rewards, e.g. {"cider_d": 0.5, "brevity": 0.5}; weights are used as given.
 
     Args:
         weights: reward name to a finite weight, not necessarily positive or summing to 1.
         params: reward name to its parameters.
         records: as `get_reward`.
+        given: as `get_reward`.
 
     Raises:
         UserError: no reward, a weight that is not a finite number, parameters of a reward without a weight,
@@ -231,17 +295,13 @@ def weighted_reward(
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
             what = f"weight {weight!r} is not a finite number"
             raise UserError(what, where=f"reward {name}", fix="give a number such as 0.5")
-    given = dict(params or {})
-    for name in given:
+    own = dict(params or {})
+    for name in own:
         if name not in weights:
             what = f"parameters of reward {name!r}, which has no weight"
             raise UserError(what, fix=did_you_mean(name, weights))
-    terms = [(weight, get_reward(name, given.get(name), records=records)) for name, weight in weights.items()]
-
-    def weighted_sum(predictions: Sequence[str], rows: Sequence[Record]) -> Rewards:
-        return np.sum([weight * reward(predictions, rows) for weight, reward in terms], axis=0)
-
-    return weighted_sum
+    rewards = {name: get_reward(name, own.get(name), records=records, given=given) for name in weights}
+    return WeightedReward(dict(weights), rewards)
 
 
 def _check_type(name: str, key: str, value: Any, hint: Any) -> None:
@@ -260,20 +320,24 @@ def _bleu(predictions: Sequence[str], records: Sequence[Record], key: str) -> Re
     return bleu.bleu(predictions, references)[key].per_sample if predictions else _empty()
 
 
-def _boxes(predictions: Sequence[BoxPrediction], records: Sequence[Record]) -> tuple[Rewards, Rewards]:
+def _boxes(predictions: Sequence[BoxPrediction], records: Sequence[Record], num_bins: int) -> tuple[Rewards, Rewards]:
     """Read predicted and reference boxes, both (samples, 4)."""
     references = _fields(predictions, records, "box")
-    predicted = [_box(prediction) for prediction in predictions]
+    predicted = [_box(prediction, record, num_bins) for prediction, record in zip(predictions, records, strict=True)]
     return np.array(predicted).reshape(-1, 4), np.array(references, dtype=np.float64).reshape(-1, 4)
 
 
-def _box(prediction: BoxPrediction) -> Sequence[float]:
+def _box(prediction: BoxPrediction, record: Record, num_bins: int) -> Sequence[float]:
     if not isinstance(prediction, str):
         return _NO_BOX if prediction is None else prediction
-    if "<bin_" in prediction:  # would score 0 for every sample, unnoticed
-        fix = "pass what the grounding task's parse() returns"
+    if "<bin_" not in prediction:
+        return boxes.parse_box(prediction) or _NO_BOX
+    if not num_bins:  # would score 0 for every sample, unnoticed
+        fix = "pass what the grounding task's parse() returns, or give num_bins"
         raise UserError("a box reward needs pixels, not position tokens", where=repr(prediction[:60]), fix=fix)
-    return boxes.parse_box(prediction) or _NO_BOX
+    from unival.model.tokenizer import text_to_box  # transformers: not for workers and captions
+
+    return text_to_box(prediction, _field(record, "width"), _field(record, "height"), num_bins) or _NO_BOX
 
 
 def _captions(predictions: Sequence[str], records: Sequence[Record]) -> list[list[str]]:

@@ -84,6 +84,9 @@ class OptimConfig(Section):
     """Share of the stage's steps with a linear warm-up."""
     warmup_steps: int | None = Field(default=None, ge=0)
     """Warm-up in updates, when it must not depend on the length of the stage; replaces `warmup_ratio`."""
+    lr_scale: dict[str, float] = Field(default_factory=dict)
+    """Parameters whose name starts with a key learn at this multiple of the rate: trained encoders are lost at the rate
+    of a new Transformer. The first key that matches counts, and each must match."""
     clip_norm: float = Field(default=1.0, gt=0)
     """Global L2 norm of gradients."""
 
@@ -100,7 +103,9 @@ class StageConfig(Section):
     add: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Encoders that join the model at this stage: `{"video_encoder": {...}}`."""
     freeze: list[str] = Field(default_factory=list)
-    """Parameters whose name starts with one of these are not trained; every prefix must match."""
+    """Parameters whose name starts with one of these are not trained; `*` stands for anything, each must match one."""
+    train_only: list[str] = Field(default_factory=list)
+    """Only parameters whose name starts with one of these are trained: `[encoder.image_proj]`, `["*.adapter."]`."""
     freeze_batchnorm: bool = False
     """Keep running statistics and use them in training."""
 
@@ -114,6 +119,8 @@ class EvaluationConfig(Section):
     source: SourceConfig
     batch_size: int = Field(default=64, gt=0)
     num_beams: int = Field(default=1, gt=0)
+    search: dict[str, Any] = Field(default_factory=dict)
+    """Further options of the search: fields of `unival.generate.SearchOptions`, such as `{no_repeat_ngram_size: 3}`."""
 
 
 class TokenizerConfig(Section):
@@ -121,6 +128,8 @@ class TokenizerConfig(Section):
 
     path: str | None = None
     """Take the tokenizer of this model folder or built-in model; the other fields are then ignored."""
+    bpe: str | None = None
+    """Take the words of BART from this folder (`load_bpe_tokenizer` lists its files); `num_words` is then ignored."""
     num_words: int = Field(default=1536, ge=260)
     """Upper bound of the BPE vocabulary."""
     num_codes: int = Field(default=64, ge=0)
@@ -139,6 +148,10 @@ class RunConfig(Section):
     processor: dict[str, Any] = Field(default_factory=dict)
     """Fields of `UnivalProcessor`, when starting from scratch."""
     tokenizer: TokenizerConfig = TokenizerConfig()
+    encoder_weights: dict[Literal["image_encoder", "video_encoder", "audio_encoder"], str] = Field(default_factory=dict)
+    """Files that encoders start from when they join the model (the paper: ImageNet, Kinetics and AudioSet weights)."""
+    bart_weights: str | None = None
+    """A BART of the same size that the Transformer starts from (the paper: BART-base), when starting from scratch."""
     stages: list[StageConfig] = Field(min_length=1)
     """The curriculum, in order."""
     evaluations: list[EvaluationConfig] = Field(default_factory=list)

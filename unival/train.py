@@ -22,6 +22,8 @@ import torch
 from unival import __version__
 from unival.checkpoint import (
     TrainState,
+    load_bart,
+    load_encoder,
     load_model,
     load_training,
     newest_valid,
@@ -41,7 +43,7 @@ from unival.model.audio import PannCNN
 from unival.model.configuration import UnivalConfig
 from unival.model.modeling import UnivalForConditionalGeneration
 from unival.model.processing import UnivalProcessor
-from unival.model.tokenizer import train_tokenizer
+from unival.model.tokenizer import load_bpe_tokenizer, train_tokenizer
 from unival.model.video import ResNeXt3D
 from unival.objectives.base import Objective, get_objective
 from unival.optim import build_optimizer, freeze, learning_rate, set_train_mode
@@ -94,7 +96,7 @@ def run_stages(config: RunConfig, run_dir: Path) -> None:
     for index in range(state.stage, len(config.stages)):
         stage = config.stages[index]
         if state.step == 0:
-            model = add_encoders(model, stage)
+            model = add_encoders(model, stage, config.encoder_weights)
         loop = StageLoop(config, index, model, processor, run_dir, int(steps_before[index]), log)
         if checkpoint is not None and state.step > 0:
             load_training(checkpoint, loop.optimizer)
@@ -162,12 +164,12 @@ class StageLoop:
         """Make one update from one batch per group; groups have equal weight."""
         optim = self.stage.optim
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(optim, step, self.stage.steps)
+            group["lr"] = learning_rate(optim, step, self.stage.steps) * group["scale"]
         set_train_mode(self.model, self.stage)
         logs: dict[str, float] = {}
         for batch in batches:
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.autocast):
-                loss = self.objective(self.model, batch)
+                loss = self.objective(self.model, batch, step)
             (loss.value / len(batches)).backward()
             logs |= {"loss": logs.get("loss", 0.0) + loss.value.item() / len(batches)} | loss.logs
         parameters = [p for p in self.model.parameters() if p.grad is not None]
@@ -176,7 +178,7 @@ class StageLoop:
             raise FloatingPointError(f"gradient norm is {norm} at step {step} of stage {self.stage.name}")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return logs | {"grad_norm": norm, "lr": self.optimizer.param_groups[0]["lr"]}
+        return logs | {"grad_norm": norm, "lr": self.optimizer.param_groups[-1]["lr"]}
 
     def save(self, total: int, step: int) -> None:
         """Write a training checkpoint that says which step comes next."""
@@ -220,10 +222,17 @@ def start(config: RunConfig) -> tuple[UnivalForConditionalGeneration, UnivalProc
         num_codes = sum(token.startswith("<code_") for token in tokenizer.get_vocab())
     else:
         num_codes, num_bins = options.num_codes, options.num_bins
-        tokenizer = train_tokenizer(corpus(config), options.num_words, num_codes, num_bins)
+        if options.bpe is not None:
+            tokenizer = load_bpe_tokenizer(options.bpe, num_codes, num_bins)
+        else:
+            tokenizer = train_tokenizer(corpus(config), options.num_words, num_codes, num_bins)
     processor = UnivalProcessor(tokenizer, num_bins=num_bins, **config.processor)
     sizes = {"vocab_size": len(tokenizer), "num_codes": num_codes, "num_bins": num_bins}
     model = UnivalForConditionalGeneration(UnivalConfig(**sizes, **config.model))
+    if config.bart_weights is not None:
+        load_bart(model, config.bart_weights)
+    for name in config.encoder_weights.keys() & config.model.keys():
+        load_encoder(model, name, config.encoder_weights[name])
     return model, processor
 
 
@@ -238,12 +247,18 @@ def corpus(config: RunConfig) -> list[str]:
     return texts
 
 
-def add_encoders(model: UnivalForConditionalGeneration, stage: StageConfig) -> UnivalForConditionalGeneration:
-    """Return a model with the encoders that join at a stage; all other weights are kept."""
+def add_encoders(
+    model: UnivalForConditionalGeneration, stage: StageConfig, weights: Mapping[str, str]
+) -> UnivalForConditionalGeneration:
+    """Return a model with the encoders that join at a stage, from `weights` where given; all else is kept."""
     for name in stage.add:
         if name not in ("image_encoder", "video_encoder", "audio_encoder"):
             raise UserError(f"add: {name!r} is not an encoder", fix="image_encoder, video_encoder or audio_encoder")
-    return rebuild(model, stage.add) if stage.add else model
+    if stage.add:
+        model = rebuild(model, stage.add)
+    for name in stage.add.keys() & weights.keys():
+        load_encoder(model, name, weights[name])
+    return model
 
 
 def rebuild(model: UnivalForConditionalGeneration, changes: dict[str, Any]) -> UnivalForConditionalGeneration:

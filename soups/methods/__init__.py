@@ -8,7 +8,18 @@ A method file defines
 * ``merge(models, weights, base, *, ...)``: a pure function over one parameter. It receives float64 tensors
   and returns one; it returns ``models[i]`` itself when the result is that model, which makes endpoints
   byte-equal. Keyword-only arguments are the parameters of the method; their defaults live there only;
-* ``check(weights, ...)``, with the same keyword-only arguments: rejects coefficients before any data is read.
+* ``check(weights, *, ...)``: rejects coefficients and parameters before any data is read. It is given every
+  parameter; those it does not use may go to ``**others``.
+
+and, if it needs them,
+
+* ``measure(models, weights, base, place, *, ...)``: what must be known of the whole parameter before its pieces
+  are merged: one value per model, such as a threshold, or a mask drawn at random, of the parameter's shape. It
+  receives the whole tensors in their stored dtype;
+* ``EXTRA``: the name of a further tensor per model, such as a Fisher diagonal (None where there is none);
+
+  either becomes the fourth argument of ``merge``, cut like the models;
+* ``EXACT``: parameters under which all the weight on one model returns that model (nothing is trimmed).
 """
 
 from __future__ import annotations
@@ -26,6 +37,11 @@ from soups.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     import torch
 
+    from soups.sources.info import TensorInfo
+    from soups.state import Checkpoint
+
+MAX_LISTED = 10
+GPU_CHUNK_ELEMENTS = 1 << 24
 CHUNK_ELEMENTS = 1 << 16  # 512 kB in float64: the pieces stay in cache, which beats one whole float32 pass
 
 
@@ -35,17 +51,55 @@ def method_names() -> list[str]:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Which parameter of which models is merged.
+
+    Attributes:
+        tensor: its name.
+        models: the digest of each model, in the order of the tensors: random methods draw by (seed, tensor,
+            model), so that neither the order nor the names of models change the result.
+    """
+
+    tensor: str
+    models: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Method:
-    """A method with its parameters bound."""
+    """A method with its parameters bound.
+
+    Attributes:
+        extras: for a method with ``EXTRA``, pairs of a model and the checkpoint of its further tensors.
+    """
 
     name: str
     params: Mapping[str, Any]
     module: ModuleType
+    extras: Sequence[tuple[Checkpoint, Checkpoint]] = ()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let a method cross to another process; modules do not pickle."""
+        return get_method, (self.name, dict(self.params), self.extras)
 
     @property
     def base(self) -> str:
         """Say whether a base is used: none, optional or required."""
         return self.module.BASE
+
+    @property
+    def is_elementwise(self) -> bool:
+        """Say whether a caller may cut the tensors and merge the parts, in any order."""
+        return self.module.ELEMENTWISE and self.extra is None
+
+    @property
+    def extra(self) -> str | None:
+        """Return what further tensor of each model is used, if any."""
+        return getattr(self.module, "EXTRA", None)
+
+    @property
+    def exact_params(self) -> dict[str, Any]:
+        """Return the parameters under which all the weight on one model returns that model."""
+        return getattr(self.module, "EXACT", {})
 
     @property
     def described_params(self) -> dict[str, Any]:
@@ -60,26 +114,58 @@ class Method:
             raise UserError(f"method {self.name!r} takes no base", fix="remove --base")
         self.module.check(weights, **self.params)
 
+    def check_extras(self, infos: Mapping[str, TensorInfo]) -> None:
+        """Require the further tensors that the method needs, from headers.
+
+        Elementwise methods need one of the same shape for every parameter, others at least one.
+
+        Args:
+            infos: the parameters.
+
+        Raises:
+            UserError: they are missing, misshapen, or given to a method that takes none.
+        """
+        if self.extra is None:
+            if self.extras:
+                raise UserError(f"method {self.name!r} takes no further tensors", fix="remove extra:")
+            return
+        if not self.extras:
+            raise UserError(f"method {self.name!r} needs a {self.extra} per model", fix="give each model extra: DIR")
+        for model, extra in self.extras:
+            found = {name: info for name, info in extra.infos.items() if name in infos and infos[name].is_float}
+            lacking = [
+                n for n, info in infos.items() if info.is_float and (n not in found or found[n].shape != info.shape)
+            ]
+            if not found or (self.module.ELEMENTWISE and lacking):
+                what = f"{self.extra} of {model.name!r} missing or of another shape for {len(lacking)} parameters"
+                listed = ", ".join(lacking[:MAX_LISTED])
+                raise UserError(f"{what}: {listed}", where=str(extra.path), fix="store one under each parameter's name")
+
     def merge_into(
         self,
         out: torch.Tensor,
         models: Sequence[torch.Tensor],
         weights: Sequence[float],
         base: torch.Tensor | None = None,
+        place: Place | None = None,
     ) -> None:
         """Write the merge of one floating-point parameter into ``out``, in place.
 
         The sums are accumulated in float64 and rounded once, to the dtype of ``out``, which may differ from
         that of the models, as may its device; it must not share memory with them.
+
+        Args:
+            out: receives the result; same shape as the models.
+            models: the parameter in each model.
+            weights: one coefficient per model.
+            base: the parameter in the common initialisation.
+            place: which parameter this is; random methods and those with ``EXTRA`` need it.
         """
-        size = CHUNK_ELEMENTS if self.module.ELEMENTWISE else max(models[0].numel(), 1)
-        flat_models = [model.reshape(-1) for model in models]
-        flat_base = None if base is None else base.reshape(-1)
-        if out.is_contiguous() and out.device.type == "cpu":
-            self._merge_pieces(out.view(-1), flat_models, weights, flat_base, size)
+        if out.is_contiguous() and out.device == models[0].device:
+            self._merge_pieces(out, models, weights, base, place)
         else:
             result = models[0].new_empty(models[0].shape, dtype=out.dtype)
-            self._merge_pieces(result.view(-1), flat_models, weights, flat_base, size)
+            self._merge_pieces(result, models, weights, base, place)
             out.copy_(result)
 
     def _merge_pieces(
@@ -88,30 +174,73 @@ class Method:
         models: Sequence[torch.Tensor],
         weights: Sequence[float],
         base: torch.Tensor | None,
-        size: int,
+        place: Place | None,
     ) -> None:
-        for start in range(0, out.numel(), size):
-            piece = slice(start, start + size)
+        pieces: Sequence[Any] = [...] if out.numel() else []
+        facts = self._facts(models, weights, base, place) if out.numel() else None
+        if self.module.ELEMENTWISE or hasattr(self.module, "measure"):
+            out, base = out.view(-1), None if base is None else base.reshape(-1)
+            models, facts = [model.reshape(-1) for model in models], facts and [_flat(fact) for fact in facts]
+            size = CHUNK_ELEMENTS if out.device.type == "cpu" else GPU_CHUNK_ELEMENTS
+            pieces = [slice(start, start + size) for start in range(0, out.numel(), size)]
+        for piece in pieces:
             inputs = [model[piece] for model in models]
             wide = [part.double() for part in inputs]
-            merged = self.module.merge(wide, weights, None if base is None else base[piece].double(), **self.params)
+            wide_base = None if base is None else base[piece].double()
+            context = [] if facts is None else [[_cut(fact, piece) for fact in facts]]
+            merged = self.module.merge(wide, weights, wide_base, *context, **self.params)
             # Identity, not equality: the method chose this model, so its own bytes are copied, NaNs included.
             exact = next((part for part, used in zip(inputs, wide, strict=True) if merged is used), merged)
             out[piece].copy_(exact)
+
+    def _facts(
+        self,
+        models: Sequence[torch.Tensor],
+        weights: Sequence[float],
+        base: torch.Tensor | None,
+        place: Place | None,
+    ) -> list[Any] | None:
+        """Return one value per model for the fourth argument of ``merge``, or None if it takes none."""
+        if hasattr(self.module, "measure"):
+            return self.module.measure(models, weights, base, place, **self.params)
+        if self.extra is None:
+            return None
+        if place is None:
+            raise ValueError(f"method {self.name!r} must be told which parameter it merges")
+        extras = {model.digest: extra for model, extra in self.extras}
+        return [_read(extras[model], place.tensor) for model in place.models]
 
     def merge(
         self,
         models: Sequence[torch.Tensor],
         weights: Sequence[float],
         base: torch.Tensor | None = None,
+        place: Place | None = None,
     ) -> torch.Tensor:
         """Return the merge of one floating-point parameter, in the dtype of the models."""
         out = models[0].new_empty(models[0].shape)
-        self.merge_into(out, models, weights, base)
+        self.merge_into(out, models, weights, base, place)
         return out
 
 
-def get_method(name: str, params: Mapping[str, Any] | None = None) -> Method:
+def _read(checkpoint: Checkpoint, name: str) -> torch.Tensor | None:
+    if name not in checkpoint.infos:
+        return None
+    with checkpoint.reader() as read:
+        return read(name)
+
+
+def _flat(fact: Any) -> Any:
+    return fact.reshape(-1) if hasattr(fact, "reshape") else fact
+
+
+def _cut(fact: Any, piece: Any) -> Any:
+    return fact[piece] if hasattr(fact, "reshape") else fact
+
+
+def get_method(
+    name: str, params: Mapping[str, Any] | None = None, extras: Sequence[tuple[Checkpoint, Checkpoint]] = ()
+) -> Method:
     """Look a method up by its file name and bind its parameters.
 
     Raises:
@@ -131,7 +260,7 @@ def get_method(name: str, params: Mapping[str, Any] | None = None) -> Method:
                 f"parameter {key!r} of method {name!r} is {value!r}",
                 fix=f"give a value of type {expected.__name__}, as the default {known[key]!r}",
             )
-    return Method(name, {**known, **(params or {})}, module)
+    return Method(name, {**known, **(params or {})}, module, tuple(extras))
 
 
 def method_params(module: ModuleType) -> dict[str, Any]:

@@ -3,17 +3,21 @@
 Rewarded soups (Rame et al. 2023, arXiv:2306.04488) and model soups (Wortsman et al. 2022, arXiv:2203.05482).
 """
 
-from collections.abc import Sequence
+from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from soups.methods._weights import check_convex, one_hot
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BASE = "none"
 ELEMENTWISE = True
 
 
-def check(weights: Sequence[float], *, extrapolate: bool = False) -> None:
+def check(weights: Sequence[float], *, extrapolate: bool) -> None:
     """Require coefficients in [0, 1] that sum to one, unless ``extrapolate``."""
     check_convex(weights, extrapolate=extrapolate)
 
@@ -30,8 +34,9 @@ def merge(
     endpoint = one_hot(weights)
     if endpoint is not None:
         return models[endpoint]
-    total = models[0].new_zeros(models[0].shape)
+    total: Tensor | None = None
     for model, weight in zip(models, weights, strict=True):
         if weight != 0:  # 0 * inf would poison the sum
-            total += model * weight  # product and sum rounded apart: the order of two models is irrelevant
-    return total
+            term = model * weight  # product and sum rounded apart: the order of two models is irrelevant
+            total = term if total is None else total.add_(term)
+    return models[0].new_zeros(models[0].shape) if total is None else total

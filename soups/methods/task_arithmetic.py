@@ -1,16 +1,20 @@
 """Task arithmetic: the base plus weighted task vectors (Ilharco et al. 2023, arXiv:2212.04089)."""
 
-from collections.abc import Sequence
+from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from soups.methods._weights import one_hot
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BASE = "required"
 ELEMENTWISE = True
 
 
-def check(weights: Sequence[float], *, scale: float = 1.0) -> None:
+def check(weights: Sequence[float], **others: object) -> None:
     """Accept any coefficients: negative ones forget a task, and their sum need not be one."""
 
 

@@ -11,21 +11,26 @@ ROOT = Path(__file__).resolve().parents[2]
 LEVELS: dict[str, list[set[str]]] = {
     "unival": [
         {"errors", "yaml12", "config_problem", "config", "schema", "batch", "log"},
-        {"data", "model", "metrics"},
+        {"pickles"},
+        {"data", "model", "metrics", "generate", "weights"},
         {"tasks", "objectives", "rewards", "optim", "checkpoint"},
         {"data.mixture"},  # draws batches of several tasks
         {"evaluate"},
-        {"train", "predict", "ship"},
+        {"train", "predict", "ship", "convert", "pretrain_encoder", "align_names"},
         {"report"},
         {"demo"},
         {"cli"},
         {"__main__"},
     ],
     "soups": [
-        {"errors", "state", "points", "pareto", "evaluator", "results", "labels"},
+        {"errors", "state", "points", "pareto", "evaluator", "results", "labels"}
+        | {"metric_names", "modules", "theory", "sources", "engine", "output", "coefficients", "batch_norm"},
         {"methods"},
-        {"merge", "front", "plot", "interactive"},
-        {"sweep"},
+        {"policies"},
+        {"adapters", "compare", "figures", "front", "interactive", "merge", "plot", "plot_panels", "stream"},
+        {"evaluators", "live", "mergekit", "recipe", "scoring", "sweep"},
+        {"diff", "greedy", "learn", "path", "pick"},
+        {"commands"},
         {"cli"},
         {"__main__"},
     ],
@@ -95,7 +100,8 @@ def test_preprocessing_uses_only_the_data_side_of_the_package() -> None:
 
 def test_no_command_line_imports_a_heavy_package_at_its_top() -> None:
     heavy = {"torch", "transformers", "matplotlib", "timm", "torchvision", "torchaudio", "numpy"}
-    for path in (ROOT / "unival" / "cli.py", ROOT / "soups" / "cli.py"):
+    commands = (ROOT / "soups" / "commands").glob("*.py")
+    for path in (ROOT / "unival" / "cli.py", ROOT / "soups" / "cli.py", *commands):
         if path.exists():
             body = ast.parse(path.read_text(encoding="utf-8")).body
             top = {a.name.split(".")[0] for n in body if isinstance(n, ast.Import) for a in n.names}

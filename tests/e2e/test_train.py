@@ -235,7 +235,7 @@ def test_a_prefix_that_matches_nothing_is_refused(tmp_path: Path, initial: Path,
 def test_encoders_join_without_changing_any_other_weight(manifest: Path) -> None:
     model = tiny.build_model(audio_encoder=None)
     stage = fine_tuning(Path("x"), Path("y"), manifest, {"add": {"audio_encoder": tiny.AUDIO_ENCODER}}).stages[0]
-    joined = add_encoders(model, stage)
+    joined = add_encoders(model, stage, {})
     before, after = model.state_dict(), joined.state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
     new = set(after) - set(before)
@@ -248,7 +248,7 @@ def test_encoders_join_without_changing_any_other_weight(manifest: Path) -> None
     start = torch.zeros(1, 1, dtype=torch.long)
     ours = model(**inputs, decoder_input_ids=start).logits
     assert torch.equal(joined.eval()(**inputs, decoder_input_ids=start).logits, ours)
-    assert add_encoders(model, stage.model_copy(update={"add": {}})) is model
+    assert add_encoders(model, stage.model_copy(update={"add": {}}), {}) is model
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,24 @@ def test_a_wrong_number_of_predictions_is_refused() -> None:
         CiderD(REFERENCES).score(["a"])
 
 
+def test_the_scorer_of_a_corpus_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    built, init = [], CiderD.__init__
+    monkeypatch.setattr(CiderD, "__init__", lambda self, *args: (built.append(args), init(self, *args))[1])
+    references = [["a unique corpus of this test", "a cat"], ["a dog runs"]]
+    scores = [cider_d(["a cat", text], [list(captions) for captions in references]).value for text in ("a dog", "x")]
+    assert len(built) == 1
+    assert scores[0] == pytest.approx(CiderD(references).score(["a cat", "a dog"]).mean())
+    assert scores[0] > scores[1]
+
+
+def test_new_references_shared_by_several_predictions_score_like_alone() -> None:
+    cider = CiderD([["a cat", "a dog runs"], ["a bird"]])
+    references = [["a dog sleeps", "dog"]] * 2 + [["a bird flies"]]
+    predictions = ["a dog", "a dog sleeps", "a bird"]
+    alone = [cider.score([text], [own])[0] for text, own in zip(predictions, references, strict=True)]
+    assert cider.score(predictions, references).tolist() == alone
+
+
 def test_nothing_to_fit_is_refused() -> None:
     with pytest.raises(UserError, match="no references"):
         CiderD([])

@@ -123,3 +123,30 @@ def test_spec_augment_drops_stripes_only_while_training() -> None:
     model, sound = pann(), torch.rand(1, 8000)
     assert torch.equal(model(sound), model(sound))
     assert not torch.equal(model.train()(sound), model(sound))
+
+
+def test_a_stored_fourier_basis_computes_the_same_spectrogram() -> None:
+    plain, stored = pann(), pann(stored_fourier=True)
+    stored.spectrogram_extractor.reset_parameters()
+    waveform = torch.rand(2, 3001) * 2.0 - 1.0
+    expected = plain.spectrogram(waveform)
+    torch.testing.assert_close(stored.spectrogram(waveform), expected, atol=1e-4 * float(expected.max()), rtol=1e-4)
+    names = {name for name, _ in stored.named_parameters()} - {name for name, _ in plain.named_parameters()}
+    assert names == {f"spectrogram_extractor.stft.conv_{part}.weight" for part in ("real", "imag")}
+    assert not any(stored.get_parameter(name).requires_grad for name in names)
+
+
+@pytest.mark.parametrize("samples", [1, 100, 300, 12_345])
+def test_sounds_of_any_length_have_features(samples: int) -> None:
+    features = pann(channels=[2, 2, 4])(torch.rand(1, samples))
+    frames = max(samples, 300) // 100 + 1  # three hops are needed to halve twice
+    assert features.shape == (1, 4, frames // 4, 16)
+    assert bool(features.isfinite().all())
+
+
+def test_silence_has_finite_features_in_half_precision() -> None:
+    model = pann().to(torch.float16)
+    with torch.inference_mode():
+        log_mel = model.logmel_extractor(model.spectrogram(torch.zeros(1, 4000, dtype=torch.float16)))
+    assert log_mel.dtype == torch.float32
+    assert bool((log_mel == -100.0).all())

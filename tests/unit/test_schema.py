@@ -1,5 +1,6 @@
 """The options of a run: what is required, what is refused, and that every configuration of the repository fits."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,14 @@ STAGE = {"name": "a", "steps": 1, "groups": [{"rows": 1, "tasks": [TASK]}]}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(CONFIGS).as_posix())
-def test_every_configuration_fits_and_names_things_that_exist(path: Path) -> None:
-    has_stages = "stages" in parse_yaml(path.read_text(encoding="utf-8"))
-    config = load_config(path, [], RunConfig if has_stages else EvaluationSuite)
+def test_every_configuration_fits_and_names_things_that_exist(path: Path, tmp_path: Path) -> None:
+    settings = parse_yaml(path.read_text(encoding="utf-8"))
+    if path.parent.name == "model":  # what runs extend: a model and its processor, no stages
+        shutil.copytree(path.parent, tmp_path / "model")
+        run = {"extends": f"model/{path.name}", "out": "runs/any", "stages": [STAGE]}
+        assert load_config(write(tmp_path, run), [], RunConfig).model
+        return
+    config = load_config(path, [], RunConfig if "stages" in settings else EvaluationSuite)
     entries: list[Any] = list(config.evaluations)
     if isinstance(config, RunConfig):
         entries += [entry for stage in config.stages for group in stage.groups for entry in group.tasks]

@@ -81,8 +81,8 @@ def test_a_header_of_another_shape_is_refused(tmp_path):
 
 
 def test_a_folder_without_weights_says_what_it_holds(tmp_path):
-    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"no model\.safetensors .*pytorch_model\.bin"):
+    (tmp_path / "tf_model.h5").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"no model\.safetensors .*tf_model\.h5"):
         open_checkpoint(tmp_path)
     with pytest.raises(UserError, match="no such checkpoint"):
         open_checkpoint(tmp_path / "nowhere")

@@ -53,10 +53,10 @@ def test_two_sounds_come_one_after_the_other():
     for sound in pairs:
         first, second = sound.recordings
         end = 1600 + first.length
-        assert np.abs(sound.waveform[1600:end]).max() == pytest.approx(0.8, abs=1e-3)
-        assert not sound.waveform[end : end + 3200].any()
+        assert np.abs(sound.waveform[1600:end]).max() == pytest.approx(0.8, abs=6e-3)  # faint noise
+        assert np.abs(sound.waveform[end : end + 3200]).max() < 0.01
         rest = sound.waveform[end + 3200 : end + 3200 + second.length]
-        assert np.abs(rest).max() == pytest.approx(0.8, abs=1e-3)
+        assert np.abs(rest).max() == pytest.approx(0.8, abs=6e-3)  # faint noise
 
 
 def test_another_sample_rate_keeps_the_sound():

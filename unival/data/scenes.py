@@ -120,6 +120,7 @@ class ImageScenes:
         seed: a different seed gives different scenes of the same split.
         augment: vary rotation, aspect, colour and sharpness of each object; by default for "train" only.
         concepts: "all", or "cast" for the 153 that also occur in clips.
+        zoom: makes objects larger on the same canvas, 0.5 to 1.5; above 1 for single objects only.
         length: what `len` reports; indices from 0 to length - 1 are valid.
     """
 
@@ -132,6 +133,7 @@ class ImageScenes:
         seed: int = 0,
         augment: bool | None = None,
         concepts: str = "all",
+        zoom: float = 1.0,
         length: int = 1_000_000_000,
     ) -> None:
         if not 1 <= max_objects <= 4 or image_px < 24:
@@ -140,8 +142,15 @@ class ImageScenes:
                 where="ImageScenes",
                 fix="use 1 to 4 objects and at least 24 px",
             )
+        if not 0.5 <= zoom <= 1.5 or (zoom > 1 and max_objects > 1):
+            raise UserError(
+                f"zoom={zoom} with max_objects={max_objects}",
+                where="ImageScenes",
+                fix="0.5 to 1.5; above 1 with max_objects=1",
+            )
         self.split = world.check_split(split)
         self.styles = world.check_styles(styles)
+        self.zoom = zoom
         self.image_px = image_px
         self.max_objects = max_objects
         self.seed = seed
@@ -172,7 +181,7 @@ class ImageScenes:
 
     def _draw(self, rng: np.random.Generator, layout: str, chosen: list[int], style: str, colour: str) -> Scene:
         canvas = sprites.background(rng, colour, self.image_px)
-        scale = self.image_px / 96
+        scale = self.image_px / 96 * self.zoom
         objects = []
         for concept_index, (position, row, x, y) in zip(chosen, _LAYOUTS[layout], strict=True):
             cell_px, largest_px = (self.image_px, 64) if layout == "single" else (self.image_px // 2, 46)

@@ -28,6 +28,7 @@ SOUND_QUESTION_TYPES = ("what", "family", "count", "yesno")
 _TEST_FRACTION, _VALIDATION_FRACTION = 0.2, 0.1
 _LEAD_SECONDS, _GAP_SECONDS, _TAIL_SECONDS = 0.1, 0.2, 0.1
 _PEAK = 0.8
+_NOISE, _LEAST_NOISE, _MOST_NOISE = 0.001, 0.0003, 0.003  # of a microphone; digital silence would be -100 dB everywhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +45,15 @@ class Recording:
 
 @dataclass(frozen=True)
 class Sound:
-    """A waveform, float32 in [-1, 1], with its recordings in the order in which they are heard."""
+    """A waveform, float32 in [-1, 1], with its recordings in the order in which they are heard.
+
+    `spans` holds the first sample of each recording and the one after its last.
+    """
 
     waveform: np.ndarray
     sample_rate: int
     recordings: tuple[Recording, ...]
+    spans: tuple[tuple[int, int], ...]
 
     @cached_property
     def caption(self) -> str:
@@ -75,7 +80,7 @@ class Sounds:
         seconds: length of every waveform, at least 2.5.
         max_sounds: 1 or 2 recordings per waveform.
         seed: a different seed gives different combinations of the same split.
-        augment: vary gain, speed, start and add faint noise; by default for "train" only.
+        augment: vary gain, speed, start and the level of the faint noise; by default for "train" only.
         length: what `len` reports.
     """
 
@@ -118,7 +123,8 @@ class Sounds:
             others = [r for r in pool if r.caption != chosen[0].caption and r.length / _packed_rate() <= room]
             chosen += [_draw(rng, others)] if others else []
         waves = [self._render(rng, recording) for recording in chosen]
-        return Sound(self._arrange(rng, waves), self.sample_rate, tuple(chosen))
+        waveform, spans = self._arrange(rng, waves)
+        return Sound(waveform, self.sample_rate, tuple(chosen), spans)
 
     def _render(self, rng: np.random.Generator, recording: Recording) -> np.ndarray:
         """Return one recording at the sample rate, scaled to its peak."""
@@ -127,21 +133,25 @@ class Sounds:
         wave = _resample(wave, self.sample_rate / _packed_rate() / speed)
         return wave * (peak / max(float(np.abs(wave).max()), 1e-4))
 
-    def _arrange(self, rng: np.random.Generator, waves: list[np.ndarray]) -> np.ndarray:
-        """Put the waves one after the other on silence."""
+    def _arrange(
+        self, rng: np.random.Generator, waves: list[np.ndarray]
+    ) -> tuple[np.ndarray, tuple[tuple[int, int], ...]]:
+        """Put the waves one after the other on faint noise."""
         num_samples = round(self.seconds * self.sample_rate)
         gap = round(_GAP_SECONDS * self.sample_rate) if len(waves) == 2 else 0
         start = round(_LEAD_SECONDS * self.sample_rate)
-        result = np.zeros(num_samples, np.float32)
+        noise = _LEAST_NOISE + (_MOST_NOISE - _LEAST_NOISE) * rng.random() if self.augment else _NOISE
+        result = np.float32(noise) * rng.standard_normal(num_samples, np.float32)
         if self.augment:
             spare = num_samples - sum(len(wave) for wave in waves) - gap - round(_TAIL_SECONDS * self.sample_rate)
             start = int(rng.integers(max(spare, 0) + 1))
-            result += rng.standard_normal(num_samples, np.float32) * np.float32(0.003 * rng.random())
+        spans = []
         for wave in waves:
             part = result[start : start + len(wave)]
             part += wave[: len(part)]
+            spans.append((start, start + len(part)))
             start += len(wave) + gap
-        return np.clip(result, -1, 1)
+        return np.clip(result, -1, 1), tuple(spans)
 
 
 def _draw(rng: np.random.Generator, pool: Sequence[Recording]) -> Recording:

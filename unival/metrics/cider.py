@@ -5,7 +5,8 @@ gaussian penalty on the length difference; mean over n and over references, time
 this Cider.
 
 The reference side does not change while a model trains, so `CiderD` computes it once and is cheap enough to
-be a reward. Captions are split on whitespace.
+be a reward; `cider_d` keeps the scorers of the last corpora, on which every checkpoint and every point of a
+sweep is scored. Captions are split on whitespace.
 """
 
 import json
@@ -14,6 +15,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -145,7 +147,7 @@ class CiderD:
         Args:
             predictions: one caption per sample.
             references: one sequence of captions per prediction; those seen at construction are looked up, the
-                others are computed and not kept. By default the references of the constructor, in order.
+                others are computed once a call and not kept. By default the references of the constructor, in order.
 
         Returns:
             float64 of shape (samples,), between 0 and 10.
@@ -160,7 +162,9 @@ class CiderD:
                 raise UserError(what, fix="pass one prediction per sample, or give the references to score()")
         else:
             check_references(predictions, references)
-            samples = [self._lookup(tuple(captions)) for captions in references]
+            keys = [tuple(captions) for captions in references]
+            vectors = {key: self._lookup(key) for key in dict.fromkeys(keys)}  # one for all samples of an example
+            samples = [vectors[key] for key in keys]
         pairs = zip(predictions, samples, strict=True)
         return np.array([self._similarity(text, vectors) for text, vectors in pairs], dtype=np.float64)
 
@@ -216,4 +220,13 @@ def cider_d(
         UserError: as `CiderD` and `CiderD.score`.
     """
     check_references(predictions, references)
-    return mean_score(CiderD(references, document_frequencies).score(predictions) if predictions else ())
+    if not predictions:
+        return mean_score(())
+    if document_frequencies is not None:
+        return mean_score(CiderD(references, document_frequencies).score(predictions))
+    return mean_score(_scorer(tuple(tuple(captions) for captions in references)).score(predictions))
+
+
+@lru_cache(maxsize=2)
+def _scorer(references: tuple[tuple[str, ...], ...]) -> CiderD:
+    return CiderD(references)

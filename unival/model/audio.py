@@ -7,6 +7,44 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchaudio.functional import melscale_fbanks
+from transformers import initialization as init
+
+from unival.model.norm import normalise_in_place
+
+
+class StoredFourier(nn.Module):
+    """The windowed Fourier basis that released files carry: two frozen convolutions of one channel.
+
+    Their names make up `spectrogram_extractor.stft.conv_{real,imag}.weight`, each (n_fft / 2 + 1, 1, n_fft). They are
+    what the original computes with, so they are used and written back as they are; new models leave them out.
+    """
+
+    def __init__(self, n_fft: int) -> None:
+        super().__init__()
+        convolutions = {name: nn.Conv1d(1, n_fft // 2 + 1, n_fft, bias=False) for name in ("conv_real", "conv_imag")}
+        self.stft = nn.ModuleDict(convolutions).requires_grad_(False)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Compute the basis: a periodic Hann window times cos and -sin, in float64 before rounding."""
+        real, imag = self.bases()
+        size = real.shape[-1]
+        phase = torch.outer(torch.arange(size // 2 + 1), torch.arange(size)) % size  # exact in integers
+        angle = phase.double() * (2.0 * torch.pi / size)
+        window = torch.hann_window(size, dtype=torch.float64)
+        init.copy_(real, (torch.cos(angle) * window)[:, None])
+        init.copy_(imag, (-torch.sin(angle) * window)[:, None])
+
+    def bases(self) -> tuple[Tensor, Tensor]:
+        """Return the stored cosine and sine parts, (n_fft / 2 + 1, 1, n_fft) each."""
+        return self.get_parameter("stft.conv_real.weight"), self.get_parameter("stft.conv_imag.weight")
+
+    def forward(self, waveform: Tensor, hop: int) -> Tensor:
+        """Return the power (B, T, n_fft / 2 + 1) of `waveform` (B, samples), reflected at both ends."""
+        real, imag = (basis.squeeze(1).float() for basis in self.bases())
+        size = real.shape[-1]
+        frames = F.pad(waveform, (size // 2, size // 2), mode="reflect").unfold(-1, size, hop)
+        return (frames @ real.T).square() + (frames @ imag.T).square()
 
 
 class LogMel(nn.Module):
@@ -17,14 +55,22 @@ class LogMel(nn.Module):
         self.arguments = (n_fft // 2 + 1, fmin, fmax, mel_bins, sample_rate)
         self.melW = nn.Parameter(torch.empty(n_fft // 2 + 1, mel_bins), requires_grad=False)
 
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Set the filter bank of the arguments."""
+        init.copy_(self.melW, self.filter_bank())
+
     def filter_bank(self) -> Tensor:
         """Compute the (n_fft / 2 + 1, mel_bins) filter bank, Slaney scale and norm."""
         with torch.device("cpu"):
             return melscale_fbanks(*self.arguments, norm="slaney", mel_scale="slaney")
 
     def forward(self, power: Tensor) -> Tensor:
-        """Map a power spectrogram (B, T, n_fft / 2 + 1) to (B, T, mel_bins) in dB, floor -100."""
-        return 10.0 * torch.log10((power @ self.melW).clamp(min=1e-10))
+        """Map a power spectrogram (B, T, n_fft / 2 + 1) to (B, T, mel_bins) in dB, floor -100.
+
+        In float32 at least: the floor of 1e-10 is zero in float16, and silence would be minus infinity.
+        """
+        return 10.0 * torch.log10((power @ self.melW.to(power.dtype)).clamp(min=1e-10))
 
 
 class ConvBlock(nn.Module):
@@ -36,6 +82,7 @@ class ConvBlock(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(out_channels)
         self.bn2 = nn.BatchNorm2d(out_channels)
+        normalise_in_place(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform `x` (B, C, T, M)."""
@@ -52,6 +99,7 @@ class PannCNN(nn.Module):
         mel_bins, fmin, fmax: Mel filter bank, in bins and Hz.
         spec_augment: Stripes of up to `time_stripe` frames and `mel_stripe` bins dropped twice while training.
         dropout: After every block but the last, while training.
+        stored_fourier: Keep the Fourier basis as weights, as released files do; otherwise `torch.stft` computes.
     """
 
     def __init__(
@@ -66,9 +114,12 @@ class PannCNN(nn.Module):
         time_stripe: int = 64,
         mel_stripe: int = 8,
         dropout: float = 0.2,
+        stored_fourier: bool = False,
     ) -> None:
         super().__init__()
         self.n_fft, self.hop, self.dropout = n_fft, hop, dropout
+        if stored_fourier:
+            self.spectrogram_extractor = StoredFourier(n_fft)
         self.stripes = (time_stripe, mel_stripe)
         self.logmel_extractor = LogMel(sample_rate, n_fft, mel_bins, fmin, fmax)
         self.bn0 = nn.BatchNorm2d(mel_bins)
@@ -78,12 +129,20 @@ class PannCNN(nn.Module):
             previous = width
         self.num_blocks = len(channels)
         self.out_channels = previous
+        # Reflection needs more than half a window, and every pooling two frames.
+        self.min_samples = max(n_fft // 2 + 1, hop * (2 ** (self.num_blocks - 1) - 1))
 
     def spectrogram(self, waveform: Tensor) -> Tensor:
-        """Return the power spectrogram (B, T, n_fft / 2 + 1) of `waveform` (B, samples), always in float32."""
+        """Return the power spectrogram (B, T, n_fft / 2 + 1) of `waveform` (B, samples), always in float32.
+
+        A waveform that is too short for one feature is extended by silence.
+        """
+        waveform = F.pad(waveform.float(), (0, max(self.min_samples - waveform.shape[1], 0)))
+        if hasattr(self, "spectrogram_extractor"):
+            return self.spectrogram_extractor(waveform, self.hop)
         window = hann_window(self.n_fft, str(waveform.device))
         spectrum = torch.stft(
-            waveform.float(),
+            waveform,
             self.n_fft,
             self.hop,
             window=window,
@@ -95,8 +154,9 @@ class PannCNN(nn.Module):
 
     def forward(self, waveform: Tensor) -> Tensor:
         """Map a waveform (B, samples) in [-1, 1] to features (B, C, T', M')."""
-        x = self.logmel_extractor(self.spectrogram(waveform))[:, None]  # B 1 T M
-        x = self.bn0(x.transpose(1, 3)).transpose(1, 3)
+        with torch.autocast("cuda" if waveform.is_cuda else "cpu", enabled=False):
+            x = self.logmel_extractor(self.spectrogram(waveform))[:, None]  # B 1 T M
+        x = self.bn0(x.to(self.bn0.weight.dtype).transpose(1, 3)).transpose(1, 3)
         if self.training:
             x = drop_stripes(x, *self.stripes)
         for index in range(self.num_blocks):

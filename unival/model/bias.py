@@ -1,7 +1,16 @@
-"""Additive attention biases: absolute positions shared by all layers, relative tables per layer, masks (2.3)."""
+"""Additive attention biases: absolute positions shared by all layers, relative tables per layer, masks (2.3).
+
+No table of pairs of positions is stored: buckets are computed from ids where they are needed, on the weights' device. A
+decoding step computes the row of the new token only.
+"""
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import initialization as init
 
 from unival.errors import UserError
 from unival.model import positions
@@ -10,6 +19,11 @@ from unival.model.configuration import UnivalConfig
 
 class PositionBias(nn.Module):
     """Base of encoder and decoder: absolute-position logits shared by all layers and relative tables per layer."""
+
+    token_bucket_of_distance: Tensor
+    # Set by `gradient_checkpointing_enable` of transformers.
+    gradient_checkpointing: bool = False
+    _gradient_checkpointing_func: Callable[..., Tensor]
 
     def __init__(self, config: UnivalConfig, num_layers: int, num_heads: int) -> None:
         super().__init__()
@@ -24,6 +38,25 @@ class PositionBias(nn.Module):
         text_rows, image_rows = 2 * config.text_bucket_size - 1, positions.num_image_buckets(grid)
         self.token_rel_pos_table_list = nn.ModuleList(nn.Embedding(text_rows, num_heads) for _ in range(num_layers))
         self.image_rel_pos_table_list = nn.ModuleList(nn.Embedding(image_rows, num_heads) for _ in range(num_layers))
+        self.num_text_buckets = text_rows
+        self.register_buffer("token_bucket_of_distance", self.distance_buckets(), persistent=False)
+
+    def distance_buckets(self) -> Tensor:
+        """Compute the bucket of every distance query - key, from the most negative to the most positive."""
+        limit = self.config.max_text_positions
+        return positions.text_bucket(torch.arange(1 - limit, limit), self.config.text_bucket_size, limit)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Fill the buffer after a construction without memory."""
+        with torch.device("cpu"):
+            init.copy_(self.token_bucket_of_distance, self.distance_buckets())
+
+    def run_layer(self, layer: nn.Module, *inputs: Any) -> Tensor:
+        """Run a layer; with gradient checkpointing it keeps its inputs only and is run again in the backward pass."""
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            return self._gradient_checkpointing_func(layer.__call__, *inputs)
+        return layer(*inputs)
 
     def text_position_embeddings(self, length: int) -> Tensor:
         """Return normed absolute text positions (length, D); rows count from 0 and include padding."""
@@ -33,22 +66,42 @@ class PositionBias(nn.Module):
         return self.pos_ln(self.embed_positions.weight[:length])
 
     def absolute_bias(self, query: Tensor, key: Tensor, q_linear: nn.Linear, k_linear: nn.Linear) -> Tensor:
-        """Return content-free logits (1, H, T, S) of query positions (T, D) and key positions (S, D)."""
-        q = q_linear(query).unflatten(-1, (self.num_heads, -1)) * self.bias_scale
-        k = k_linear(key).unflatten(-1, (self.num_heads, -1))
-        return torch.einsum("thk,shk->hts", q, k)[None]
+        """Return content-free logits (B, H, T, S) of query positions (B, T, D) and key positions (B, S, D).
 
-    def text_bias(self, layer: int, queries: slice, length: int) -> Tensor:
-        """Return the relative text bias (H, T, length) of a layer for the query rows given by a slice."""
-        table = self.token_rel_pos_table_list[layer].weight
-        buckets = positions.text_buckets(self.config.text_bucket_size, self.config.max_text_positions)
-        return table[buckets[queries, :length].to(table.device)].permute(2, 0, 1)
+        B is 1 where all rows have the same positions. With fewer queries than a head is wide, (q W) k costs less than
+        q (W k): a decoding step has one query, and does not project all keys again.
+        """
+        q = q_linear(query).unflatten(-1, (self.num_heads, -1)) * self.bias_scale  # B T H K
+        if query.shape[1] < q.shape[-1] and type(k_linear) is nn.Linear:  # an adapted one is more than weight and bias
+            weight = k_linear.weight.unflatten(0, (self.num_heads, -1))  # H K D
+            constant = (q * k_linear.bias.unflatten(0, (self.num_heads, -1))).sum(-1)  # B T H
+            through = torch.einsum("bthk,hkd->bhtd", q, weight) @ key[:, None].mT  # B H T S
+            return through + constant.transpose(1, 2)[..., None]
+        k = k_linear(key).unflatten(-1, (self.num_heads, -1))  # B S H K
+        return q.transpose(1, 2) @ k.permute(0, 2, 3, 1)
 
-    def image_bias(self, layer: int, query_ids: Tensor, key_ids: Tensor) -> Tensor:
-        """Return the relative 2-D bias (H, T, S) of a layer between grid ids (T,) and (S,)."""
-        table = self.image_rel_pos_table_list[layer].weight
-        buckets = positions.image_buckets(self.config.image_bucket_size)[query_ids][:, key_ids]
-        return table[buckets.to(table.device)].permute(2, 0, 1)
+    def text_buckets(self, start: int, length: int) -> Tensor:
+        """Return relative text buckets (length - start, length) of queries start..length-1."""
+        position = torch.arange(length, device=self.token_bucket_of_distance.device)
+        distance = position[start:, None] - position
+        return self.token_bucket_of_distance[distance + self.config.max_text_positions - 1]
+
+    def image_buckets(self, query_ids: Tensor, key_ids: Tensor) -> Tensor:
+        """Return relative 2-D buckets (..., T, S) between grid ids (..., T) and (..., S)."""
+        return positions.image_bucket(query_ids[..., None], key_ids[..., None, :], self.config.image_bucket_size)
+
+    def text_table(self, layer: int) -> Tensor:
+        """Return the relative text table (text buckets, H) of a layer."""
+        return self.token_rel_pos_table_list.get_parameter(f"{layer}.weight")
+
+    def image_table(self, layer: int) -> Tensor:
+        """Return the relative 2-D table (image buckets, H) of a layer."""
+        return self.image_rel_pos_table_list.get_parameter(f"{layer}.weight")
+
+
+def relative_bias(table: Tensor, buckets: Tensor) -> Tensor:
+    """Look up buckets (..., T, S) in a table (buckets, H); return (..., H, T, S)."""
+    return F.embedding(buckets, table).movedim(-1, -3)
 
 
 def mask_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:

@@ -21,7 +21,16 @@ class UnivalConfig(PreTrainedConfig):
         text_bucket_size: Half the range of the relative text-text table.
         image_bucket_size: Side of the largest media grid, in tokens.
         code_image_size: Side in pixels of an image written as codes (grid side = size / 8).
-        image_encoder: `{"name": timm model, "out_index": feature level, **timm arguments}` or None.
+        interpolate_position: Pictures with more patches than the grid of `orig_patch_image_size` (side / 16) get the
+            absolute positions of that grid, resized bilinearly; off in all released models.
+        orig_patch_image_size: Side in pixels of the pictures that the position table was trained with.
+        sample_patch_num: Media tokens kept, drawn anew for each row by Python's `random`; None keeps all. It acts in
+            evaluation too, as in the original, so it is never taken over from released files.
+        adapter_dim: Width of an adapter after every feed-forward half; 0 for none.
+        adapter_per_modality: Encoder layers have one adapter for media tokens and one for text (the original's `VL`).
+        encoder_prompt_length, decoder_prompt_length: Learned keys and values before those of self-attention; 0: none.
+        prompt_hidden_dim: Width of the network that computes them; 0 learns them directly.
+        image_encoder: Options of `build_image_encoder`: `{"name": timm model, "out_index": level, ...}` or None.
         video_encoder: Arguments of `ResNeXt3D` or None.
         audio_encoder: Arguments of `PannCNN` or None.
     """
@@ -51,6 +60,14 @@ class UnivalConfig(PreTrainedConfig):
     text_bucket_size: int = 32
     image_bucket_size: int = 12
     code_image_size: int = 64
+    interpolate_position: bool = False
+    orig_patch_image_size: int = 256
+    sample_patch_num: int | None = None
+    adapter_dim: int = 0
+    adapter_per_modality: bool = False
+    encoder_prompt_length: int = 0
+    decoder_prompt_length: int = 0
+    prompt_hidden_dim: int = 0
     image_encoder: dict[str, Any] | None = None
     video_encoder: dict[str, Any] | None = None
     audio_encoder: dict[str, Any] | None = None

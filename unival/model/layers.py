@@ -1,12 +1,14 @@
 """Attention and Transformer layers: BART's shape with scaled heads and extra norms (specification 2.3, 2.4).
 
-Shapes: B batch, S source tokens, T target tokens, D width, H heads, K head width.
+Shapes: B batch, S source tokens, T target tokens, D width, H heads, K head width, N prefix length, G beams per row.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.cache_utils import Cache, EncoderDecoderCache
+
+from unival.model.tuning import Adapter, Prefix, TwinAdapter
 
 
 class DropPath(nn.Module):
@@ -44,20 +46,40 @@ class Attention(nn.Module):
         """Reshape (B, T, D) to (B, H, T, K)."""
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
-    def forward(self, x: Tensor, bias: Tensor, memory: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        bias: Tensor,
+        memory: Tensor | None = None,
+        cache: Cache | None = None,
+        prefix: Prefix | None = None,
+    ) -> Tensor:
         """Attend from `x` (B, T, D) to itself or to `memory` (B, S, D).
 
         Args:
             x: Queries.
             bias: Added to the logits, broadcastable to (B, H, T, S); masked keys hold the dtype's minimum.
-            memory: Encoder output for cross-attention; None for self-attention.
+            memory: Encoder output for cross-attention; None for self-attention. It may have B / G rows, each read by G
+                consecutive rows of `x`: the beams of one sample need one copy of its keys and values.
             cache: Key/value cache of `generate`; cross-attention keys are computed once per generation.
+            prefix: Learned keys and values (1, H, N, K) before all others, with no bias.
         """
+        rows = x.shape[0]
         key, value = self._keys_and_values(x, memory, cache)
-        query = self.split_heads(self.q_proj(x))
+        if prefix is not None:
+            key = torch.cat([prefix[0].expand(rows, -1, -1, -1).to(key.dtype), key], dim=2)
+            value = torch.cat([prefix[1].expand(rows, -1, -1, -1).to(value.dtype), value], dim=2)
+            bias = F.pad(bias, (prefix[0].shape[2], 0))
+        query = self.q_proj(x)
+        groups = rows // key.shape[0]
+        if groups > 1:  # beams become further queries of their sample
+            query = query.reshape(key.shape[0], -1, query.shape[-1])
+            bias = bias.repeat(1, 1, groups, 1)
+        query = self.split_heads(query)
+        bias = bias.to(query.dtype)
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=self.scale)  # B H T K
-        out = out * self.c_attn[:, None, None]
-        return self.out_proj(out.transpose(1, 2).flatten(2))
+        out = out * self.c_attn.to(out.dtype)[:, None, None]
+        return self.out_proj(out.transpose(1, 2).reshape(rows, -1, self.num_heads * out.shape[-1]))
 
     def _keys_and_values(self, x: Tensor, memory: Tensor | None, cache: Cache | None) -> tuple[Tensor, Tensor]:
         if memory is None:
@@ -82,16 +104,18 @@ class FeedForward(nn.Module):
     fc1: nn.Linear
     ffn_layernorm: nn.LayerNorm
     fc2: nn.Linear
+    adapter: Adapter | TwinAdapter | None
 
-    def add_feed_forward(self, d_model: int, ffn_dim: int) -> None:
+    def add_feed_forward(self, d_model: int, ffn_dim: int, adapter: Adapter | TwinAdapter | None) -> None:
         """Create the parameters under the original's names."""
         self.final_layer_norm = nn.LayerNorm(d_model)
         self.fc1 = nn.Linear(d_model, ffn_dim)
         self.ffn_layernorm = nn.LayerNorm(ffn_dim)
         self.fc2 = nn.Linear(ffn_dim, d_model)
+        self.adapter = adapter
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        """Return the residual branch of `x` (B, T, D)."""
+        """Return the residual branch of `x` (B, T, D), before the adapter."""
         return self.fc2(self.ffn_layernorm(F.gelu(self.fc1(self.final_layer_norm(x)))))
 
 
@@ -103,9 +127,14 @@ class Residual(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor, branch: Tensor) -> Tensor:
-        """Return `x` plus the regularised branch."""
-        return x + self.drop_path(self.dropout(branch))
+    def forward(
+        self, x: Tensor, branch: Tensor, adapter: Adapter | TwinAdapter | None = None, num_media: int = 0
+    ) -> Tensor:
+        """Return `x` plus the regularised branch, which an adapter may change after its dropout."""
+        branch = self.dropout(branch)
+        if adapter is not None:
+            branch = adapter(branch, num_media)
+        return x + self.drop_path(branch)
 
 
 class EncoderLayer(FeedForward):
@@ -119,18 +148,20 @@ class EncoderLayer(FeedForward):
         scale_factor: float,
         dropout: float,
         drop_path: float,
+        adapter: Adapter | TwinAdapter | None = None,
     ) -> None:
         super().__init__()
         self.self_attn_layer_norm = nn.LayerNorm(d_model)
         self.self_attn = Attention(d_model, num_heads, scale_factor, 0)
         self.attn_ln = nn.LayerNorm(d_model)
-        self.add_feed_forward(d_model, ffn_dim)
+        self.add_feed_forward(d_model, ffn_dim, adapter)
         self.residual = Residual(dropout, drop_path)
 
-    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        """Transform `x` (B, S, D) under `bias` (broadcastable to (B, H, S, S))."""
-        x = self.residual(x, self.attn_ln(self.self_attn(self.self_attn_layer_norm(x), bias)))
-        return self.residual(x, self.feed_forward(x))
+    def forward(self, x: Tensor, bias: Tensor, num_media: int = 0, prefix: Prefix | None = None) -> Tensor:
+        """Transform `x` (B, S, D), media tokens first, under `bias` (broadcastable to (B, H, S, S))."""
+        branch = self.self_attn(self.self_attn_layer_norm(x), bias, prefix=prefix)
+        x = self.residual(x, self.attn_ln(branch))
+        return self.residual(x, self.feed_forward(x), self.adapter, num_media)
 
 
 class DecoderLayer(FeedForward):
@@ -145,6 +176,7 @@ class DecoderLayer(FeedForward):
         dropout: float,
         drop_path: float,
         layer_index: int,
+        adapter: Adapter | None = None,
     ) -> None:
         super().__init__()
         self.self_attn_layer_norm = nn.LayerNorm(d_model)
@@ -153,18 +185,24 @@ class DecoderLayer(FeedForward):
         self.encoder_attn_layer_norm = nn.LayerNorm(d_model)
         self.encoder_attn = Attention(d_model, num_heads, scale_factor, layer_index)
         self.cross_attn_ln = nn.LayerNorm(d_model)
-        self.add_feed_forward(d_model, ffn_dim)
+        self.add_feed_forward(d_model, ffn_dim, adapter)
         self.residual = Residual(dropout, drop_path)
 
     def forward(
-        self, x: Tensor, self_bias: Tensor, memory: Tensor, cross_bias: Tensor, cache: Cache | None = None
+        self,
+        x: Tensor,
+        self_bias: Tensor,
+        memory: Tensor,
+        cross_bias: Tensor,
+        cache: Cache | None = None,
+        prefix: Prefix | None = None,
     ) -> Tensor:
-        """Transform `x` (B, T, D) given `memory` (B, S, D)."""
-        branch = self.self_attn(self.self_attn_layer_norm(x), self_bias, cache=cache)
+        """Transform `x` (B, T, D) given `memory` (B, S, D) or (B / G, S, D), see `Attention`."""
+        branch = self.self_attn(self.self_attn_layer_norm(x), self_bias, cache=cache, prefix=prefix)
         x = self.residual(x, self.self_attn_ln(branch))
         branch = self.encoder_attn(self.encoder_attn_layer_norm(x), cross_bias, memory=memory, cache=cache)
         x = self.residual(x, self.cross_attn_ln(branch))
-        return self.residual(x, self.feed_forward(x))
+        return self.residual(x, self.feed_forward(x), self.adapter)
 
 
 def drop_path_rates(last: float, num: int) -> list[float]:

@@ -1,30 +1,56 @@
 """From examples to tensors and back: the tokenizer and the media transforms that belong to a checkpoint."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.functional import center_crop
 from transformers import ProcessorMixin
 
 from unival.batch import Batch, Example, pad
-from unival.data.audio import load_audio
+from unival.data.audio import fit_length, load_audio
 from unival.data.image import load_image
 from unival.data.video import load_video
+from unival.errors import UserError
 from unival.model.modeling import MEDIA_INPUTS
+
+RELEASED: dict[str, Any] = {
+    "image_px": 480,
+    "video_px": 384,
+    "video_fit": "centre_crop",
+    "num_frames": 8,
+    "sample_rate": 48000,
+    "audio_seconds": 10.0,
+    "audio_pad": "repeat",
+    "audio_crop": "centre",
+    "audio_int16": True,
+}
+"""Settings of the released models, where their files do not say otherwise; those of `configs/model/base.yaml`."""
 
 
 class UnivalProcessor(ProcessorMixin):
     """Tokenizer plus the media sizes of a model; saved and loaded with it.
 
+    The defaults are the tiny model's; `RELEASED` are the original's.
+
     Args:
         tokenizer: Maps text, `<bin_i>` and `<code_i>` to ids.
         num_bins: Number of position bins.
         image_px: Images are resized (both sides, bicubic) to this many pixels.
-        video_px, num_frames: Clips are resized likewise and sampled to this many frames.
+        video_px, num_frames: Clips are brought to this side and sampled to this many frames, the middle of each part.
+        video_fit: "resize" squashes frames to the side; "centre_crop" cuts them, or puts black around smaller ones, as
+            the original does in evaluation.
+        pixel_mean, pixel_std: Subtracted from and dividing pixels in [0, 1], for every channel or for each.
         sample_rate, audio_seconds: Waveforms are resampled to this rate in Hz and cut or padded to this length.
+        audio_pad: "zero" pads with silence; "repeat" repeats the sound a whole number of times first, as the original.
+        audio_crop: Which part of a longer sound is kept.
+        audio_int16: Round samples to 16 bits, as the original does.
+
+    Raises:
+        UserError: If `video_fit`, `audio_pad` or `audio_crop` is none of its choices.
     """
 
     tokenizer_class = "PreTrainedTokenizerFast"
@@ -38,30 +64,54 @@ class UnivalProcessor(ProcessorMixin):
         num_frames: int = 8,
         sample_rate: int = 16000,
         audio_seconds: float = 4.0,
+        video_fit: Literal["resize", "centre_crop"] = "resize",
+        pixel_mean: float | Sequence[float] = 0.5,
+        pixel_std: float | Sequence[float] = 0.5,
+        audio_pad: Literal["zero", "repeat"] = "zero",
+        audio_crop: Literal["start", "centre"] = "start",
+        audio_int16: bool = False,
     ) -> None:
         super().__init__(tokenizer)
+        check_choice("video_fit", video_fit, ("resize", "centre_crop"))
+        check_choice("audio_pad", audio_pad, ("zero", "repeat"))
+        check_choice("audio_crop", audio_crop, ("start", "centre"))
         self.num_bins = num_bins
         self.image_px = image_px
         self.video_px = video_px
         self.num_frames = num_frames
         self.sample_rate = sample_rate
         self.audio_seconds = audio_seconds
+        self.video_fit = video_fit
+        self.pixel_mean, self.pixel_std = pixel_mean, pixel_std
+        self.audio_pad, self.audio_crop, self.audio_int16 = audio_pad, audio_crop, audio_int16
 
     def image(self, source: Any, image_px: int | None = None) -> Tensor:
-        """Load an image as float32 (3, image_px, image_px) in [-1, 1]; by default at the processor's size."""
-        return normalise(resize(np.asarray(load_image(source)), image_px or self.image_px)).permute(2, 0, 1)
+        """Load an image as float32 (3, image_px, image_px), normalised; by default at the processor's size."""
+        return self.normalise(resize(np.asarray(load_image(source)), image_px or self.image_px)).permute(2, 0, 1)
 
     def video(self, source: Any) -> Tensor:
-        """Load a clip as float32 (3, num_frames, video_px, video_px) in [-1, 1]."""
+        """Load a clip as float32 (3, num_frames, video_px, video_px), normalised."""
         frames = load_video(source, self.num_frames)
-        return normalise(np.stack([resize(frame, self.video_px) for frame in frames])).permute(3, 0, 1, 2)
+        if self.video_fit == "centre_crop":
+            pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)  # F 3 H W
+            frames = center_crop(pixels, [self.video_px, self.video_px]).permute(0, 2, 3, 1).numpy()
+        return self.normalise(np.stack([resize(frame, self.video_px) for frame in frames])).permute(3, 0, 1, 2)
+
+    def normalise(self, pixels: np.ndarray) -> Tensor:
+        """Map uint8 pixels (..., 3) to float32 by `pixel_mean` and `pixel_std`; the default is [-1, 1]."""
+        if self.pixel_mean == 0.5 and self.pixel_std == 0.5:
+            return normalise(pixels)
+        scaled = torch.from_numpy(np.array(pixels)).float().div_(255.0)
+        return scaled.sub_(torch.tensor(self.pixel_mean)).div_(torch.tensor(self.pixel_std))
 
     def audio(self, source: Any) -> Tensor:
-        """Load a waveform as float32 (samples,) in [-1, 1]; shorter clips are padded with silence."""
-        samples = int(self.sample_rate * self.audio_seconds)
+        """Load a waveform as float32 (samples,) in [-1, 1] of the processor's length."""
         loaded = source if isinstance(source, np.ndarray) else load_audio(source, self.sample_rate)
-        waveform = np.asarray(loaded, dtype=np.float32)[:samples]
-        return torch.from_numpy(np.pad(waveform, (0, samples - len(waveform))))
+        waveform = np.asarray(loaded, dtype=np.float32)
+        if self.audio_int16:
+            waveform = (waveform.clip(-1.0, 1.0) * 32767.0).astype(np.int16).astype(np.float32) / 32767.0
+        samples = int(self.sample_rate * self.audio_seconds)
+        return torch.from_numpy(fit_length(waveform, samples, self.audio_pad, self.audio_crop))
 
     def medium(self, example: Example, image_px: int | None = None) -> Tensor:
         """Load the medium of one example; `image_px` replaces the size of pictures."""
@@ -100,6 +150,12 @@ class UnivalProcessor(ProcessorMixin):
             if len(row) < len(examples) or list(row) != [e.media_id or e.uid for e in examples]:
                 inputs["media_index"] = torch.tensor([row[e.media_id or e.uid] for e in examples])
         return Batch(inputs, target, list(examples), list(task_names))
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Refuse a value that is none of the choices."""
+    if value not in choices:
+        raise UserError(f"{name}: {value!r} is unknown", fix=f"one of {', '.join(choices)}")
 
 
 def normalise(pixels: np.ndarray) -> Tensor:

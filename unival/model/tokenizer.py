@@ -1,10 +1,18 @@
-"""One id space for words, image codes and box positions (specification section 3)."""
+"""One id space for words, image codes and box positions (specification section 3).
 
+Ids: `<s> <pad> </s> <unk>`, words, `<mask>`, `<code_i>`, `<bin_i>`, in this order, whether the words were learned here
+or come from the files of the original.
+"""
+
+import json
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
+
+from unival.errors import UserError
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 BIN = re.compile(r"<bin_(\d+)>")
@@ -18,9 +26,7 @@ def train_tokenizer(texts: Iterable[str], num_words: int, num_codes: int, num_bi
         num_words: Upper bound of the BPE vocabulary, special tokens included.
         num_codes, num_bins: How many image codes and position bins to append, in this order.
     """
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = _byte_level(models.BPE(unk_token="<unk>"))
     trainer = trainers.BpeTrainer(
         vocab_size=num_words,
         special_tokens=list(SPECIAL_TOKENS),
@@ -28,6 +34,92 @@ def train_tokenizer(texts: Iterable[str], num_words: int, num_codes: int, num_bi
         show_progress=False,
     )
     tokenizer.train_from_iterator((" " + text for text in texts), trainer)
+    return _finish(tokenizer, num_codes, num_bins)
+
+
+def load_bpe_tokenizer(folder: str | Path, num_codes: int = 8192, num_bins: int = 1000) -> PreTrainedTokenizerFast:
+    """Build the original's tokenizer from its files; saved with a model, it needs them no more.
+
+    Args:
+        folder: Holds `encoder.json`, `vocab.bpe` and `dict.txt` (GPT-2's files and the dictionary of fairseq's BART),
+            or `vocab.json` and `merges.txt` of the Hugging Face model `facebook/bart-base`. Both give the same ids.
+        num_codes, num_bins: How many image codes and position bins to append; the defaults give 59,457 ids.
+
+    Raises:
+        UserError: If files are missing, damaged or do not belong together.
+    """
+    folder = Path(folder)
+    try:
+        if (folder / "dict.txt").is_file():
+            vocab, merges = _read_fairseq(folder)
+        elif (folder / "vocab.json").is_file():
+            vocab, merges = _read_hugging_face(folder)
+        else:
+            raise UserError(
+                "no BPE files here",
+                where=str(folder),
+                fix="give a folder with encoder.json, vocab.bpe and dict.txt, or with vocab.json and merges.txt",
+            )
+    except (OSError, ValueError, KeyError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"the BPE files cannot be read: {error}", where=str(folder)) from None
+    ids = sorted(vocab.values())
+    if ids != list(range(len(ids))) or any(vocab.get(token) != i for i, token in enumerate(SPECIAL_TOKENS)):
+        raise UserError("the dictionary is not one of BART: ids 0-3 are not <s> <pad> </s> <unk>", where=str(folder))
+    unknown = [piece for pair in merges for piece in (*pair, "".join(pair)) if piece not in vocab]
+    if unknown:
+        raise UserError(f"{len(unknown)} merges use words outside the dictionary: {unknown[:3]}", where=str(folder))
+    return _finish(_byte_level(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>")), num_codes, num_bins)
+
+
+def text_ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    """Return the ids of `text` as plain words: `<bin_3>` or `</s>` in it are letters, as in the original's `encode`."""
+    backend = tokenizer.backend_tokenizer
+    pieces = backend.pre_tokenizer.pre_tokenize_str(text)
+    return [token.id for piece, _ in pieces for token in backend.model.tokenize(piece)]
+
+
+def _read_fairseq(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Translate `dict.txt`, whose symbols are GPT-2 ids in decimal, to the tokens that these ids stand for."""
+    token_of = {number: token for token, number in json.loads(_text(folder, "encoder.json")).items()}
+    symbols = [line.rsplit(" ", 1)[0] for line in _text(folder, "dict.txt").splitlines() if line.strip()]
+    # BART's own dictionary goes on with fillers to a round number; the original cuts them off behind the third.
+    symbols = [symbol for symbol in symbols if not symbol.startswith("madeupword") or symbol <= "madeupword0002"]
+    words = [token_of[int(symbol)] if symbol.isdecimal() else symbol for symbol in symbols]
+    vocab = {word: index for index, word in enumerate((*SPECIAL_TOKENS, *words))}
+    if len(vocab) < len(SPECIAL_TOKENS) + len(words):
+        raise UserError("dict.txt names a symbol twice", where=str(folder))
+    return vocab, _merges(_text(folder, "vocab.bpe"))
+
+
+def _read_hugging_face(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    vocab = {str(token): int(number) for token, number in json.loads(_text(folder, "vocab.json")).items()}
+    vocab.pop("<mask>", None)  # the last id there, and appended here
+    return vocab, _merges(_text(folder, "merges.txt"))
+
+
+def _text(folder: Path, name: str) -> str:
+    return (folder / name).read_text(encoding="utf-8")
+
+
+def _merges(text: str) -> list[tuple[str, str]]:
+    pairs = [line.split(" ") for line in text.split("\n") if line and not line.startswith("#version")]
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError("a line of the merges is not a pair")
+    return [(left, right) for left, right in pairs]
+
+
+def _byte_level(model: models.BPE) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _finish(tokenizer: Tokenizer, num_codes: int, num_bins: int) -> PreTrainedTokenizerFast:
+    """Append `<mask>`, codes and bins, and put `<s>` and `</s>` around a text."""
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
     appended = [
         "<mask>",
         *(f"<code_{i}>" for i in range(num_codes)),

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from unival.model.norm import freeze_batch_norm, normalise_in_place
+
 
 class ResNeXtBlock(nn.Module):
     """Bottleneck with a grouped 3x3x3 convolution; the output has `2 * planes` channels."""
@@ -42,6 +44,7 @@ class ResNeXt3D(nn.Module):
         groups: Groups of the 3x3x3 convolutions.
         stem_width: Channels of the first convolution.
         stem_kernel: Kernel of the first convolution over (time, height, width).
+        frozen_norm: Fix batch norm for ever.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class ResNeXt3D(nn.Module):
         groups: int = 32,
         stem_width: int = 64,
         stem_kernel: Sequence[int] = (7, 7, 7),
+        frozen_norm: bool = False,
     ) -> None:
         super().__init__()
         padding = tuple(k // 2 for k in stem_kernel)
@@ -69,6 +73,9 @@ class ResNeXt3D(nn.Module):
         for index, stage in enumerate(stages):
             self.add_module(f"layer{index + 1}", stage)
         self.out_channels = channels
+        if frozen_norm:
+            freeze_batch_norm(self)
+        normalise_in_place(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, 3, F, H, W) to (B, C, F', H', W')."""

@@ -20,19 +20,23 @@ class Loss:
     """A loss and what to log.
 
     Attributes:
-        value: Scalar to minimise, a mean over target tokens or samples.
+        value: Scalar to minimise, a mean over target tokens, samples or sequences.
         logs: Numbers by name; per-task losses are named `loss/<task>`.
+        size: How many of them `value` is the mean over. Sums `value * size` of the micro-batches and processes of one
+            update add up and are divided by the sum of their sizes; groups of a step are normalised each by itself
+            (specification 7.1: `loss_1 / n_1 + loss_2 / n_2`).
     """
 
     value: Tensor
     logs: dict[str, float] = field(default_factory=dict)
+    size: float = 1.0
 
 
 class Objective(Protocol):
-    """Callable on every batch of every step."""
+    """Callable on every batch of every step. It keeps no state that a resumed run would miss."""
 
-    def __call__(self, model: UnivalForConditionalGeneration, batch: Batch) -> Loss:
-        """Return the loss of one batch."""
+    def __call__(self, model: UnivalForConditionalGeneration, batch: Batch, update: int = 0) -> Loss:
+        """Return the loss of one batch; `update` is the number of updates made so far, 0 in validation."""
         ...
 
 

@@ -1,4 +1,12 @@
-"""Label-smoothed cross entropy over target tokens (specification 7.1, without masks and drop-worst)."""
+"""Label-smoothed cross entropy and the encouraging loss over target tokens, as the original's (specification 7.1, 7.2).
+
+Every option is off by default. `docs/objectives.md` has the formulas.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -6,96 +14,280 @@ from torch.nn import functional as F
 
 from unival.batch import Batch
 from unival.errors import UserError
-from unival.model.modeling import MEDIA_INPUTS, MediaTokens, UnivalForConditionalGeneration
+from unival.generate.trie import AnswerTrie
+from unival.model.modeling import MediaTokens, UnivalForConditionalGeneration
 from unival.model.processing import UnivalProcessor
+from unival.objectives._likelihood import Targets, at_targets, by_chunks, decode, encode, encode_media, length_chunks
 from unival.objectives.base import Loss
 
 NORMALISATIONS = ("token", "example")
+NUM_SPECIAL = 4  # ids 0 to 3 stay possible under a constraint range
+
+
+class Terms(NamedTuple):
+    """Numbers per target token, all (n,).
+
+    Attributes:
+        nll: -log p of the token, summed over the two passes of R-Drop; without gradient.
+        rank: What drop-worst sorts by: the cross entropy of the first pass.
+        total: What is minimised.
+        row: Row of the batch.
+    """
+
+    nll: Tensor
+    rank: Tensor
+    total: Tensor
+    row: Tensor
 
 
 class Objective:
-    """Mean over target tokens of `(1 - eps - eps_i) nll + eps_i * sum of -log p`, `eps_i = eps / (V - 1)`.
+    """Mean over target tokens of `(1 - eps - eps_i) nll + eps_i * sum of -log p`, `eps_i = eps / (V - 1)`, and options.
 
     Args:
         processor: Belongs to the model.
         label_smoothing: eps.
         normalise: `token` averages over the tokens of the batch, so long targets dominate; `example` averages the
             per-example sums, which weighs a one-word answer like a caption.
+        log_end: Turns on the encouraging loss: a bonus `log(1 - p)`, continued by its tangent where p > log_end
+            (the original's recipes: 0.75; 1 never continues).
+        drop_worst_ratio, drop_worst_after: Once more than `drop_worst_after` updates are made, this share of the tokens
+            of a batch, those of the largest cross entropy, is left out.
+        rdrop: Weight of R-Drop: every example passes twice, with other dropout masks, and the symmetric divergence of
+            both predictions is added.
+        constraint_range: (first, end): logits of other ids than these and the four special ones are left out.
+        answers: Closed sets by task name, each a list or a text file with one answer per line: at every token only
+            those that continue an answer are possible. Rows of other tasks are free.
+        confidence: Field of the records whose value multiplies the log-probabilities of an example.
+        ignore_prefix, ignore_eos: Leave out the first target tokens, or `</s>`.
     """
 
-    def __init__(self, processor: UnivalProcessor, label_smoothing: float = 0.0, normalise: str = "token") -> None:
+    def __init__(
+        self,
+        processor: UnivalProcessor,
+        label_smoothing: float = 0.0,
+        normalise: str = "token",
+        log_end: float | None = None,
+        drop_worst_ratio: float = 0.0,
+        drop_worst_after: int = 0,
+        rdrop: float = 0.0,
+        constraint_range: Sequence[int] | None = None,
+        answers: Mapping[str, Sequence[str] | str] | None = None,
+        confidence: str | None = None,
+        ignore_prefix: int = 0,
+        ignore_eos: bool = False,
+    ) -> None:
         if normalise not in NORMALISATIONS:
             raise UserError(f"unknown normalise {normalise!r}", fix=f"valid: {', '.join(NORMALISATIONS)}")
-        self.label_smoothing = label_smoothing
-        self.normalise = normalise
+        check_share("label_smoothing", label_smoothing)
+        check_share("drop_worst_ratio", drop_worst_ratio)
+        if log_end is not None and not 0.0 < log_end <= 1.0:
+            raise UserError(f"log_end is {log_end}", fix="give a probability above 0, such as 0.75, or 1")
+        if constraint_range is not None and answers:
+            raise UserError("constraint_range and answers are both given", fix="give one: each restricts the logits")
+        self.label_smoothing, self.normalise, self.log_end = label_smoothing, normalise, log_end
+        self.drop_worst_ratio, self.drop_worst_after, self.rdrop = drop_worst_ratio, drop_worst_after, rdrop
+        self.constraint_range, self.confidence = constraint_range, confidence
+        self.ignore_prefix, self.ignore_eos = ignore_prefix, ignore_eos
+        self.processor = processor
+        self.tries = {task: self._trie(given) for task, given in (answers or {}).items()}
 
-    def __call__(self, model: UnivalForConditionalGeneration, batch: Batch) -> Loss:
-        """Return the loss of a batch and, for each of its tasks, the mean token loss of its examples."""
-        eps = self.label_smoothing
-        eps_i = eps / (model.config.vocab_size - 1)
+    def __call__(self, model: UnivalForConditionalGeneration, batch: Batch, update: int = 0) -> Loss:
+        """Return the loss of a batch and, for each of its tasks, the mean -log p of its target tokens."""
+        terms = self.terms(model, batch)
+        kept = self.kept(terms, update).total
+        size = max(1, self.passes * (len(kept) if self.normalise == "token" else len(batch.examples)))
+        return Loss(kept.sum() / size, task_means(batch, terms.nll / self.passes, terms.row), size)
+
+    def kept(self, terms: Terms, update: int) -> Terms:
+        """Drop the tokens of the largest cross entropy, once that has begun."""
+        if self.drop_worst_ratio == 0.0 or update <= self.drop_worst_after:
+            return terms
+        num = int(len(terms.rank) * (1.0 - self.drop_worst_ratio))
+        best = terms.rank.topk(num, largest=False).indices
+        return Terms(*(values[best] for values in terms))
+
+    def terms(self, model: UnivalForConditionalGeneration, batch: Batch) -> Terms:
+        """Return the numbers of every target token; the rows are in the order of `length_chunks`."""
         media = encode_media(model, batch)
-        total, losses, owners = torch.zeros(()), [], []
-        for rows in length_chunks(batch, model.config.pad_token_id):
-            nll, smooth, owner = token_losses(model, batch, media, rows)
-            total = total + ((1.0 - eps - eps_i) * nll + eps_i * smooth).sum()
-            losses.append(nll.detach())
-            owners.append(owner)
-        nll, owner = torch.cat(losses), torch.cat(owners)
-        logs = task_means(batch, nll, owner)
-        return Loss(total / (len(nll) if self.normalise == "token" else len(batch.examples)), logs)
+        parts = [self._part(model, batch, media, rows) for rows in length_chunks(batch, model.config.pad_token_id)]
+        return Terms(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+    @property
+    def passes(self) -> int:
+        """How often a token counts: twice with R-Drop."""
+        return 2 if self.rdrop > 0.0 else 1
+
+    def _part(
+        self, model: UnivalForConditionalGeneration, batch: Batch, media: MediaTokens | None, rows: Tensor
+    ) -> Terms:
+        config, passes = model.config, self.passes
+        encoded = encode(model, batch, media, rows.repeat(passes))
+        features, target = decode(model, batch, encoded, rows.repeat(passes))
+        found = at_targets(features, target, config.pad_token_id)
+        found = Targets(*(values.unflatten(0, (passes, -1)).transpose(0, 1) for values in found))  # n passes ...
+        ids, row, place = found.ids[:, 0], rows[found.row[:, 0]], found.place[:, 0]
+        allowed = self._allowed(batch, row.tolist(), ids.tolist()) if self.tries else []
+        kept = (place >= self.ignore_prefix) & (ids.ne(config.eos_token_id) | (not self.ignore_eos))
+        index = kept.nonzero()[:, 0]
+        ids, row = ids[index], row[index]
+        inputs = [found.features[index], ids, index]
+        if self.confidence is not None:
+            inputs.append(confidences(batch, self.confidence).to(row.device)[row])
+
+        columns = self._columns(config.vocab_size, ids.device)
+        weight = None
+        if columns is not None:
+            weight = model.decoder.output_projection.weight[columns]
+            inputs[1] = column_of(ids, columns)
+
+        def score(features: Tensor, ids: Tensor, index: Tensor, confidence: Tensor | None = None) -> Tensor:
+            mask = None
+            if allowed:
+                mask = answer_mask([allowed[i] for i in index.tolist()], config.vocab_size, ids.device)
+            log_probs = []
+            for half in features.unbind(1):
+                logits = model.decoder.output_projection(half) if weight is None else F.linear(half, weight)
+                log_probs.append(log_probabilities(logits, mask, confidence))
+            return self._score(log_probs, ids, mask, config.vocab_size)
+
+        width = config.vocab_size if columns is None else len(columns)
+        nll, rank, total = by_chunks(score, inputs, width * passes).unbind(1)
+        return Terms(nll.detach(), rank.detach(), total, row)
+
+    def _score(self, log_probs: Sequence[Tensor], ids: Tensor, mask: Tensor | None, vocab_size: int) -> Tensor:
+        """Return `nll`, `rank` and `total` as columns (n, 3) from log-probabilities (n, V) of each pass."""
+        eps = self.label_smoothing
+        is_restricted = self.constraint_range is not None
+        losses = [smoothed(lp, ids, eps, mask, is_restricted) for lp in log_probs]
+        total = torch.stack(losses).sum(0)
+        if self.log_end is not None:
+            for lp in log_probs:
+                total = total + encouragement(lp, ids, eps, self.log_end, vocab_size)
+        if self.rdrop > 0.0:
+            total = total + self.rdrop * symmetric_divergence(*log_probs)
+        nll = -torch.stack([lp.detach().gather(-1, ids[:, None])[:, 0] for lp in log_probs]).sum(0)
+        return torch.stack([nll, losses[0].detach(), total], dim=1)
+
+    def _columns(self, vocab_size: int, device: torch.device) -> Tensor | None:
+        """Return the ids under the constraint range: the product with the others is not computed at all."""
+        if self.constraint_range is None:
+            return None
+        first, end = self.constraint_range
+        if not NUM_SPECIAL <= first < end <= vocab_size:
+            what = f"constraint_range is {first}, {end}"
+            raise UserError(what, fix=f"give first and end with {NUM_SPECIAL} <= first < end <= {vocab_size}")
+        return torch.cat([torch.arange(NUM_SPECIAL, device=device), torch.arange(first, end, device=device)])
+
+    def _trie(self, answers: Sequence[str] | str) -> AnswerTrie:
+        if isinstance(answers, str):
+            if not Path(answers).is_file():
+                raise UserError("no such file of answers", where=answers, fix="give one answer per line, or a list")
+            answers = Path(answers).read_text(encoding="utf-8").split("\n")
+        texts = [answer.strip() for answer in answers if answer.strip()]
+        return AnswerTrie([ids[1:-1] for ids in self.processor.encode(texts)], self.processor.tokenizer.eos_token_id)
+
+    def _allowed(self, batch: Batch, rows: Sequence[int], ids: Sequence[int]) -> list[list[int] | None]:
+        """Return which tokens are possible at each target token; None where all are."""
+        names = batch.task_names or ["all"] * len(batch.examples)
+        allowed, path, last = [], [], -1
+        for row, token in zip(rows, ids, strict=True):
+            path = path if row == last else []
+            trie, last = self.tries.get(names[row]), row
+            allowed.append(None if trie is None else trie.children(path))
+            if trie is not None and token not in allowed[-1]:
+                uid, text = batch.examples[row].uid, batch.examples[row].target
+                what = f"the target {text!r} is not among the answers of task {names[row]!r}"
+                raise UserError(what, where=f"record {uid}", fix="add it to the answers, or drop the record")
+            path.append(token)
+        return allowed
 
 
-def task_means(batch: Batch, nll: Tensor, owner: Tensor) -> dict[str, float]:
-    """Average token losses (tokens,) over the tokens of each task; `owner` is the row of every token."""
+def log_probabilities(logits: Tensor, mask: Tensor | None, confidence: Tensor | None) -> Tensor:
+    """Return float32 log-probabilities (n, V), -inf outside a mask (n, V), times a confidence (n,)."""
+    logits = logits.float()
+    log_probs = F.log_softmax(logits if mask is None else logits.masked_fill(~mask, -torch.inf), dim=-1)
+    return log_probs if confidence is None else log_probs * confidence[:, None]
+
+
+def smoothed(log_probs: Tensor, ids: Tensor, eps: float, mask: Tensor | None, is_restricted: bool) -> Tensor:
+    """Return the label-smoothed cross entropy (n,) of log-probabilities (n, V)."""
+    nll = -log_probs.gather(-1, ids[:, None])[:, 0]
+    if eps == 0.0:
+        return nll
+    if mask is None:
+        share = eps / (log_probs.shape[1] - 1 + (1e-6 if is_restricted else 0.0))
+        return (1.0 - eps - share) * nll - share * log_probs.sum(-1)
+    shares = eps / (mask.sum(-1) - 1 + 1e-6)
+    return (1.0 - eps - shares) * nll - shares * log_probs.masked_fill(~mask, 0.0).sum(-1)
+
+
+def encouragement(log_probs: Tensor, ids: Tensor, eps: float, log_end: float, vocab_size: int) -> Tensor:
+    """Return the bonus (n,) of the encouraging loss: negative, and lower the surer the model is of the target."""
+
+    def bonus(log_probs: Tensor) -> Tensor:
+        p = log_probs.exp()
+        logarithm = (1.0 - p).clamp(min=1e-5).log()
+        if log_end == 1.0:
+            return logarithm
+        tangent = math.log(1.0 - log_end) - (p - log_end) / (1.0 - log_end)
+        return torch.where(p > log_end, tangent, logarithm)
+
+    gold = (1.0 - eps) * bonus(log_probs.gather(-1, ids[:, None])[:, 0])
+    return gold if eps == 0.0 else gold + eps / vocab_size * bonus(log_probs).sum(-1)
+
+
+def symmetric_divergence(first: Tensor, second: Tensor) -> Tensor:
+    """Return (KL(p||q) + KL(q||p)) / 2 of log-probabilities (n, V), as (n,); -inf in both counts nothing."""
+    first, second = (values.masked_fill(values.isneginf(), -1e4) for values in (first, second))
+    return 0.5 * ((first.exp() - second.exp()) * (first - second)).sum(-1)
+
+
+def answer_mask(allowed: Sequence[Sequence[int] | None], vocab_size: int, device: torch.device) -> Tensor:
+    """Return a boolean mask (n, V) of the possible tokens; a row without a list is all True."""
+    mask = torch.zeros(len(allowed), vocab_size, dtype=torch.bool)
+    for row, tokens in enumerate(allowed):
+        mask[row, slice(None) if tokens is None else torch.tensor(tokens)] = True
+    return mask.to(device)
+
+
+def column_of(ids: Tensor, columns: Tensor) -> Tensor:
+    """Return the position of each id (n,) in the ascending `columns`.
+
+    Raises:
+        UserError: If one is not there.
+    """
+    place = torch.searchsorted(columns, ids).clamp(max=len(columns) - 1)
+    outside = columns[place].ne(ids)
+    if outside.any():
+        what = f"target token {int(ids[outside][0])} is outside constraint_range"
+        raise UserError(what, fix="widen the range, or give tasks with other targets their own stage")
+    return place
+
+
+def confidences(batch: Batch, field: str) -> Tensor:
+    """Return a field of the records as float32 (B,)."""
+    values = []
+    for example in batch.examples:
+        value = example.record.get(field)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            what = f"the confidence {field!r} is {value!r}, not a positive number"
+            raise UserError(what, where=f"record {example.uid}", fix="correct the record, or drop `confidence`")
+        values.append(float(value))
+    return torch.tensor(values)
+
+
+def task_means(batch: Batch, nll: Tensor, row: Tensor) -> dict[str, float]:
+    """Average token losses (n,) over the tokens of each task; `row` is the row of every token."""
     modality = batch.examples[0].modality
     names = batch.task_names or ["all"] * len(batch.examples)
     kinds = sorted(set(names))
-    kind = torch.tensor([kinds.index(name) for name in names])[owner]
+    kind = torch.tensor([kinds.index(name) for name in names], device=row.device)[row]
     sums, counts = torch.bincount(kind, nll, len(kinds)), torch.bincount(kind, minlength=len(kinds))
-    return {f"loss/{modality}_{name}": float(s / c) for name, s, c in zip(kinds, sums, counts, strict=True)}
+    means = zip(kinds, sums.tolist(), counts.tolist(), strict=True)
+    return {f"loss/{modality}_{name}": total / count for name, total, count in means if count}
 
 
-def length_chunks(batch: Batch, pad_id: int) -> list[Tensor]:
-    """Split the rows in two, long targets and short ones, where padding costs least; one chunk if that is cheaper.
-
-    Captions are five times as long as answers: decoded in one rectangle, most of it would be padding.
-    """
-    lengths = batch.target.ne(pad_id).sum(1)
-    prompts = batch.inputs["input_ids"].ne(pad_id).sum(1)
-    order = torch.argsort(lengths, stable=True)
-    longest_prompt = torch.cummax(prompts[order], 0).values  # of the rows up to each position
-    longest_rest = torch.cummax(prompts[order].flip(0), 0).values.flip(0)
-    size = torch.arange(1, len(order) + 1)
-    head = size * (longest_prompt + lengths[order])
-    rest = torch.cat([(len(order) - size[:-1]) * (longest_rest[1:] + lengths.max()), torch.zeros(1, dtype=torch.long)])
-    split = int((head + rest).argmin()) + 1
-    return [chunk.sort().values for chunk in (order[:split], order[split:]) if len(chunk)]
-
-
-def token_losses(
-    model: UnivalForConditionalGeneration, batch: Batch, media: MediaTokens | None, rows: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return -log p of the real target tokens of some rows, the sum of -log p over the vocabulary, and each row.
-
-    All are (tokens,). The softmax is computed in float32, and only where there is a target.
-    """
-    pad_id = model.config.pad_token_id
-    target = trim(batch.target[rows], pad_id)
-    prompt = trim(batch.inputs["input_ids"][rows], pad_id)
-    index = batch.inputs.get("media_index")
-    encoded = model.encoder(prompt, media_index=rows if index is None else index[rows], media_tokens=media)
-    features = model.decoder(model.shift_right(target), encoded)
-    keep = target.ne(pad_id)
-    log_probs = F.log_softmax(model.decoder.output_projection(features[keep]).float(), dim=-1)
-    nll = -log_probs.gather(-1, target[keep][:, None])[:, 0]
-    return nll, -log_probs.sum(-1), rows[keep.nonzero()[:, 0]]
-
-
-def trim(ids: Tensor, pad_id: int) -> Tensor:
-    """Cut the columns of (B, T) right-padded ids that hold only padding."""
-    return ids[:, : int(ids.ne(pad_id).sum(1).max())]
-
-
-def encode_media(model: UnivalForConditionalGeneration, batch: Batch) -> MediaTokens | None:
-    """Encode the media of a batch once, for all its tasks."""
-    return model.encoder.encode_media(**{k: v for k, v in batch.inputs.items() if k in MEDIA_INPUTS.values()})
+def check_share(name: str, value: float) -> None:
+    """Refuse a share that is not in [0, 1)."""
+    if not 0.0 <= value < 1.0:
+        raise UserError(f"{name} is {value}", fix="give a share of at least 0 and below 1")

@@ -3,23 +3,33 @@
 import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from unival.batch import Example, Modality
 from unival.errors import UserError, did_you_mean
 
 Scores = dict[str, np.ndarray]
+Answer = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Candidates = Annotated[tuple[Answer, ...], Field(min_length=1)]
 
 
 class TaskArgs(BaseModel):
-    """Base of every task: the fields are the `task_args` of a YAML file; unknown ones are refused."""
+    """Base of every task: the fields are the `task_args` of a YAML file; unknown ones are refused.
+
+    Attributes:
+        modality: Of the medium.
+        candidates: A closed set of answers: nothing else can be predicted. None leaves the text free.
+        choose: How to pick one of them: `search` (beam search inside the set) or `score` (the log-probability of each).
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     modality: Modality = "image"
+    candidates: Candidates | None = None
+    choose: Literal["search", "score"] = "search"
     monitor: ClassVar[str]
     max_new_tokens: ClassVar[int] = 32
     min_new_tokens: ClassVar[int] = 1
@@ -52,6 +62,8 @@ class Task(Protocol):
     """Text in, text out, scored by itself; no tensors, no files."""
 
     modality: Modality
+    candidates: tuple[str, ...] | None
+    choose: Literal["search", "score"]
     monitor: ClassVar[str]
     max_new_tokens: ClassVar[int]
     min_new_tokens: ClassVar[int]

@@ -10,7 +10,7 @@ import numpy as np
 
 from unival.batch import Example
 from unival.metrics.caption_match import exact_match, name_precision, name_recall
-from unival.metrics.cider import CiderD
+from unival.metrics.cider import cider_d
 from unival.tasks.base import Scores, TaskArgs
 
 
@@ -38,7 +38,7 @@ class Task(TaskArgs):
         """Return CIDEr-D (0 to 10), exact match, and for records with `objects` whether exactly those are named."""
         refs = [references(record) for record in records]
         scores = {
-            "cider_d": CiderD(refs).score(predictions),
+            "cider_d": cider_d(predictions, refs).per_sample,
             "exact": exact_match(predictions, refs).per_sample,
         }
         if all("objects" in record for record in records):

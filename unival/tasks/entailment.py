@@ -5,18 +5,20 @@ for entailment, "maybe". Matching is the same question about a true or a corrupt
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from unival.batch import Example
-from unival.tasks.base import Scores, TaskArgs, column
+from unival.tasks.base import Candidates, Scores, TaskArgs, column
 
 
 class Task(TaskArgs):
-    """Answer yes, no or maybe."""
+    """Answer yes, no or maybe, whichever is the most probable of the three (specification 8.4)."""
 
     monitor: ClassVar[str] = "accuracy"
+    candidates: Candidates | None = ("no", "yes", "maybe")
+    choose: Literal["search", "score"] = "score"
     prompt: str = 'does the {modality} describe " {text} "?'
 
     def example(self, record: Mapping[str, Any]) -> Example:

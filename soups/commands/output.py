@@ -1,0 +1,64 @@
+"""What the commands print: results on stdout, progress on stderr, people's mistakes in a few lines."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+
+
+def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Print what a person did wrong in a few lines and exit with code 2; 130 when interrupted."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except ValueError as error:
+            # Evaluators have error classes of their own; one that says what, where and fix is a person's too.
+            if not hasattr(error, "fix"):
+                raise
+            if kwargs.get("debug"):
+                traceback.print_exc()
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            print("interrupted; the same command continues where it stopped", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+    return wrapped
+
+
+def show(data: Mapping[str, Any], lines: Sequence[str], as_json: bool) -> None:
+    """Print the result on stdout: the data as JSON, or the lines."""
+    print(json.dumps(data, indent=2) if as_json else "\n".join(lines))
+
+
+def spell(values: Mapping[str, float]) -> str:
+    """Return named numbers as text."""
+    return "  ".join(f"{key} {value:.4g}" for key, value in values.items())
+
+
+@contextmanager
+def progress(num_points: int, title: str = "sweep") -> Iterator[Callable[[Any, bool], None]]:
+    """Yield what a sweep calls for each result: a bar on a terminal, one line per point in a log file."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        count = itertools.count(1)
+        yield lambda result, is_new: print(f"{next(count)}/{num_points}  {spell(result.metrics)}", file=sys.stderr)
+        return
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    last = TextColumn("{task.fields[last]}", markup=False)
+    with Progress(*columns, last, console=console, transient=True) as bar:
+        task = bar.add_task(title, total=num_points, last="")
+        yield lambda result, is_new: bar.update(task, advance=1, last=spell(result.metrics))

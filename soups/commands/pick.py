@@ -1,0 +1,103 @@
+"""``soups pick``: coefficients for one user's preference."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from soups.commands import options
+from soups.commands.output import show, spell
+
+
+def command(
+    results_dir: Annotated[Path, typer.Argument(metavar="DIR", help="Output folder of soups sweep.")],
+    preference: Annotated[
+        str, typer.Option(help="A weight per metric, such as CIDEr=0.7,BLEU4=0.3; they need not sum to 1.")
+    ],
+    refine: Annotated[
+        int, typer.Option(min=0, help="Score up to this many further points around the best one; needs the models.")
+    ] = 0,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Weigh metrics as they are, not divided by their range among the models.")
+    ] = False,
+    folds: Annotated[int, typer.Option(min=2, help="Parts of the samples in the cross-validation.")] = 5,
+    resamples: Annotated[int, typer.Option(min=1, help="Bootstrap resamples.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the parts and of the bootstrap.")] = 0,
+    as_json: options.AsJson = False,
+    debug: options.Debug = False,
+) -> None:
+    """Choose coefficients for a user who weighs the metrics; needs no further evaluation of a model.
+
+    Example: soups pick runs/sweep --preference CIDEr=0.7,BLEU4=0.3 --refine 4
+    """
+    from soups.pick import pick, table_of
+    from soups.results import read_results
+
+    wanted = options.named_numbers(preference, "--preference")
+    num_new = _refine(results_dir, wanted, raw, refine) if refine else 0
+    table = table_of(read_results(results_dir), wanted, raw=raw)
+    data = pick(table, num_folds=folds, num_resamples=resamples, seed=seed)
+    data |= {"raw": raw, "num_new_points": num_new, "merge": _merge_command(results_dir, data["choice"])}
+    show(data, _lines(data), as_json)
+
+
+def _refine(results_dir: Path, preference: dict[str, float], raw: bool, num_points: int) -> int:
+    """Score points around the best one; return how many."""
+    from soups.pick import next_point, table_of
+    from soups.results import read_results
+    from soups.scoring import Scorer
+    from soups.sweep import reopen_sweep, run_sweep
+
+    sweep = reopen_sweep(results_dir)
+    scorer = Scorer(sweep, results_dir)
+    for count in range(num_points):
+        point = next_point(table_of(read_results(results_dir), preference, raw=raw))
+        if point is None:
+            return count
+        (result,) = run_sweep(sweep, [point], results_dir, scorer=scorer)
+        print(f"{spell(result.coefficients)}   {spell(result.metrics)}", file=sys.stderr)
+    return num_points
+
+
+def _merge_command(results_dir: Path, choice: dict[str, Any]) -> str | None:
+    """Return the command that writes the choice to disk, from what the folder says was swept."""
+    from soups.results import read_manifest
+
+    manifest = read_manifest(results_dir)
+    if manifest is None or manifest.get("modules"):
+        return None  # coefficients per module need a recipe file
+    used = {name: weight for name, weight in choice["coefficients"].items() if weight != 0}
+    if manifest["base"]:  # methods with a base may depend on every model
+        used = choice["coefficients"]
+    words = ["soups", "merge", *(manifest["checkpoints"][name]["path"] for name in used)]
+    words += ["--weights", ",".join(f"{weight:.6g}" for weight in used.values())]
+    if manifest["method"] != "linear":
+        words += ["--method", manifest["method"]]
+    for key, value in manifest["params"].items():
+        words += ["--param", f"{key}={value}"]
+    if manifest["base"]:
+        words += ["--base", manifest["base"]["path"]]
+    if manifest["integers"] != "error":
+        words += ["--integers", manifest["integers"]]
+    return shlex.join([*words, "-o", "SOUP"])
+
+
+def _lines(data: dict[str, Any]) -> list[str]:
+    scale = "as they are" if data["raw"] else "in units of their range among the models"
+    lines = [
+        f"preference: {spell(data['preference'])}, metrics {scale}",
+        f"{data['num_points']} points, {data['num_samples']} samples",
+    ]
+    for row in data["policies"]:
+        utility, held_out = row["utility"], row["held_out_utility"]
+        unseen = "" if held_out is None else f"   on unseen samples {held_out:.4f}"
+        lines.append(
+            f"  {row['policy']:<14}{spell(row['coefficients'])}   utility {utility['value']:.4f} "
+            f"[{utility['low']:.4f}, {utility['high']:.4f}]{unseen}"
+        )
+    lines.append(f"choice, by {data['choice']['policy']}: {spell(data['choice']['coefficients'])}")
+    return [*lines, data["merge"]] if data["merge"] else lines

@@ -1,0 +1,110 @@
+"""Run many independent pieces of work on all cores, within a limit of memory."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Job:
+    """A piece of work, and the bytes of memory that it holds while it runs."""
+
+    run: Callable[[], None]
+    num_bytes: int = 0
+
+
+def num_cores() -> int:
+    """Return how many threads to use: all cores that this process may use, unless OMP_NUM_THREADS says otherwise."""
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(max(int(limit), 1), available) if limit.isdecimal() else available
+
+
+def run_jobs(jobs: Iterable[Job], num_threads: int, budget: int | None = None) -> None:
+    """Run the jobs, started in their order, each on one thread; torch releases the lock of Python while it computes.
+
+    Args:
+        jobs: what to run; a generator is drawn from as threads become free.
+        num_threads: how many run at the same time.
+        budget: the bytes that jobs that run at the same time may hold together; one job alone may hold more.
+
+    Raises:
+        BaseException: the first that a job raised; the jobs that were not started then are not.
+    """
+    import torch
+
+    if num_threads == 1:
+        with torch.no_grad():
+            for job in jobs:
+                job.run()
+        return
+    queue = _Queue(jobs, budget)
+
+    def work() -> None:
+        torch.set_num_threads(1)  # counts for this thread; the pieces are too small to share among threads
+        with torch.no_grad():
+            queue.work()
+
+    before = torch.get_num_threads()
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(num_threads)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    except BaseException as error:  # an interrupt: let the running jobs finish, start no more
+        queue.stop(error)
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join()
+    finally:
+        torch.set_num_threads(before)  # the default for threads that start later
+    if queue.error is not None:
+        raise queue.error
+
+
+class _Queue:
+    """Hands out jobs to threads as the memory allows; remembers the first error."""
+
+    def __init__(self, jobs: Iterable[Job], budget: int | None) -> None:
+        self._jobs = iter(jobs)
+        self._budget = budget
+        self._held = 0
+        self._changed = threading.Condition()
+        self.error: BaseException | None = None
+
+    def stop(self, error: BaseException) -> None:
+        """Start no more jobs."""
+        with self._changed:
+            self.error = self.error or error
+            self._changed.notify_all()
+
+    def work(self) -> None:
+        """Run jobs until there are none."""
+        try:
+            while (job := self._next()) is not None:
+                try:
+                    job.run()
+                finally:
+                    with self._changed:
+                        self._held -= job.num_bytes
+                        self._changed.notify_all()
+        except BaseException as error:  # raised again by the thread that waits
+            self.stop(error)
+
+    def _next(self) -> Job | None:
+        with self._changed:
+            job = None if self.error else next(self._jobs, None)
+            if job is None:
+                return None
+            self._changed.wait_for(lambda: self.error is not None or self._fits(job))
+            if self.error is not None:
+                return None
+            self._held += job.num_bytes
+            return job
+
+    def _fits(self, job: Job) -> bool:
+        return not self._held or self._budget is None or self._held + job.num_bytes <= self._budget

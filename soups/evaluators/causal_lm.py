@@ -1,0 +1,188 @@
+r"""Score any causal language model of ``transformers``: generate an answer to every prompt and reward it.
+
+Rewards have the interface of TRL: ``reward(prompts=[...], completions=[...], **columns)`` returns one number per
+prompt; columns are the other fields of the prompts' records. Several rewards give a front::
+
+    soups sweep runs/short runs/kind --evaluator soups.evaluators.causal_lm:evaluator \
+        --arg prompts=prompts.jsonl --arg 'rewards={"brevity": "rewards:brevity", "kindness": "rewards:kindness"}' \
+        -o runs/sweep
+
+A checkpoint may be a folder of ``save_pretrained`` or a LoRA adapter of PEFT, whose base is then loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from soups.errors import UserError
+from soups.evaluator import import_function
+
+if TYPE_CHECKING:
+    import torch
+
+Record = Mapping[str, Any]
+MAX_SAMPLES = 8
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+class CausalLMEvaluator:
+    """Generates greedily, so that equal weights give equal answers, and scores what was generated.
+
+    Args:
+        model: a causal language model with ``generate``.
+        tokenizer: its tokenizer.
+        records: what to answer: each has a ``prompt``, further fields go to the rewards.
+        rewards: functions of prompts and completions by name.
+        max_new_tokens: longest answer.
+        batch_size: prompts at a time; prompts of similar length go together.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        records: Sequence[Record],
+        rewards: Mapping[str, Callable[..., Sequence[float]]],
+        *,
+        max_new_tokens: int = 32,
+        batch_size: int = 8,
+    ) -> None:
+        self._model = model.eval()
+        self._tokenizer = tokenizer
+        self._tokenizer.padding_side = "left"  # so that every answer starts right after its prompt
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        self._records = records
+        self._rewards = rewards
+        self._options = {"max_new_tokens": max_new_tokens, "do_sample": False, "num_beams": 1}
+        self._batch_size = batch_size
+        self._completions: list[str] = []
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return the live tensors of the model."""
+        return self._model.state_dict()
+
+    def evaluate(self) -> dict[str, list[float]]:
+        """Return the rewards of the current weights, one per prompt."""
+        prompts = [record["prompt"] for record in self._records]
+        self._completions = self._generate(prompts)
+        columns = {key: [record.get(key) for record in self._records] for key in self._records[0] if key != "prompt"}
+        return {
+            name: [float(value) for value in reward(prompts=prompts, completions=self._completions, **columns)]
+            for name, reward in self._rewards.items()
+        }
+
+    def samples(self) -> list[dict[str, str]]:
+        """Return the first prompts with their answers."""
+        pairs = zip(self._records[:MAX_SAMPLES], self._completions[:MAX_SAMPLES], strict=True)
+        return [{"prompt": record["prompt"], "output": output} for record, output in pairs]
+
+    def _generate(self, prompts: Sequence[str]) -> list[str]:
+        import torch
+
+        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+        completions = [""] * len(prompts)
+        for start in range(0, len(order), self._batch_size):
+            chosen = order[start : start + self._batch_size]
+            inputs = self._tokenizer([prompts[i] for i in chosen], return_tensors="pt", padding=True)
+            inputs = {
+                name: inputs[name].to(self._model.device) for name in ("input_ids", "attention_mask") if name in inputs
+            }
+            with torch.no_grad():
+                pad = self._tokenizer.pad_token_id
+                ids = self._model.generate(**inputs, **self._options, pad_token_id=pad)
+            texts = self._tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            for index, text in zip(chosen, texts, strict=True):
+                completions[index] = text.strip()
+        return completions
+
+
+def evaluator(
+    checkpoint_path: Path,
+    prompts: str,
+    rewards: str | Mapping[str, str],
+    limit: int | None = None,
+    max_new_tokens: int = 32,
+    batch_size: int = 8,
+    device: str = "auto",
+    dtype: str = "float32",
+) -> CausalLMEvaluator:
+    """Load the model and its tokenizer, from disk only.
+
+    Args:
+        checkpoint_path: the first checkpoint.
+        prompts: JSON lines with a ``prompt`` each, or a text file with one prompt per line.
+        rewards: ``module:function``, or several by name.
+        limit: the first prompts only.
+        max_new_tokens: longest answer.
+        batch_size: prompts at a time.
+        device: ``cpu``, ``cuda``, or ``auto``: a GPU if there is one.
+        dtype: of the live weights: float32, as small updates vanish in bfloat16.
+
+    Raises:
+        UserError: no prompts, no such reward, or no such dtype.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if dtype not in DTYPES:
+        raise UserError(f"unknown dtype {dtype!r}", where="--arg dtype", fix=f"choices: {', '.join(DTYPES)}")
+    functions = load_rewards(rewards)
+    records = read_prompts(Path(prompts), limit)
+    folder = model_folder(Path(checkpoint_path))
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), local_files_only=True)
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    return CausalLMEvaluator(
+        model.to(chosen), tokenizer, records, functions, max_new_tokens=max_new_tokens, batch_size=batch_size
+    )
+
+
+def model_folder(checkpoint_path: Path) -> Path:
+    """Return the folder with the model's configuration: the checkpoint's, or that of an adapter's base."""
+    config = checkpoint_path / "adapter_config.json"
+    if not config.is_file():
+        return checkpoint_path if checkpoint_path.is_dir() else checkpoint_path.parent
+    base = Path(json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"])
+    if not base.is_dir():
+        raise UserError(f"the base of this adapter is not here: {base}", where=str(config), fix="download it")
+    return base
+
+
+def load_rewards(rewards: str | Mapping[str, str]) -> dict[str, Callable[..., Sequence[float]]]:
+    """Import the rewards; one given alone is called by the name of its function."""
+    specs = {rewards.rpartition(":")[2]: rewards} if isinstance(rewards, str) else dict(rewards)
+    if not specs:
+        raise UserError("no reward", where="--arg rewards", fix="give module:function")
+    return {name: import_function(spec, "--arg rewards") for name, spec in specs.items()}
+
+
+def read_prompts(path: Path, limit: int | None = None) -> list[Record]:
+    """Read the records of a file.
+
+    Raises:
+        UserError: no such file, a line that is no record, or no prompt at all.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError("cannot read the prompts", where=str(path), fix="give --arg prompts=FILE") from error
+    records = [_record(line, path, number) for number, line in enumerate(lines, start=1) if line.strip()][:limit]
+    if not records:
+        raise UserError("no prompts in this file", where=str(path), fix='one per line: {"prompt": "..."}')
+    return records
+
+
+def _record(line: str, path: Path, number: int) -> Record:
+    if path.suffix != ".jsonl":
+        return {"prompt": line}
+    try:
+        record = json.loads(line)
+        if isinstance(record["prompt"], str):
+            return record
+    except (ValueError, TypeError, KeyError):
+        pass
+    raise UserError("not a record with a prompt", where=f"{path}, line {number}", fix='such as {"prompt": "..."}')

@@ -1,0 +1,72 @@
+"""The soups in the plane of two metrics, with the straight line, the knee, other sets of models and trainings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from soups.figures import Inputs
+from soups.figures.curves import (
+    chord,
+    fitted_path,
+    front_data,
+    init_curve,
+    set_curves,
+    soup_marks,
+    trajectory_curves,
+)
+from soups.figures.spec import INK, Curve, Figure, Mark, Plane, expert_name, shorten, spell
+from soups.results import Result
+
+LABELLED = (0.25, 0.5, 0.75)  # coefficients written beside their marks, where there is room
+
+
+def figure(inputs: Inputs) -> Figure:
+    """Draw the first sweep with the series and the trajectories."""
+    results = inputs.main()
+    data = front_data(results, inputs.x, inputs.y, inputs.series, init=inputs.init)
+    return front_figure(data, results, inputs)
+
+
+def front_figure(data: Mapping[str, Any], results: Sequence[Result], inputs: Inputs | None = None) -> Figure:
+    """Draw the content of ``front.json``; ``results`` give the samples."""
+    inputs = inputs or Inputs()
+    plane = front_plane(data, results, inputs)
+    return Figure(f"Front of {data['labels'][data['x']]} and {data['labels'][data['y']]}", [plane], caption(data))
+
+
+def front_plane(data: Mapping[str, Any], results: Sequence[Result], inputs: Inputs, title: str = "") -> Plane:
+    """Return the panel of a front."""
+    x, y, last = data["x"], data["y"], data["checkpoints"][-1]
+    marks = soup_marks(data, results, () if title else LABELLED)  # a small panel has room for names only
+    shares = [point["coefficients"][last] for point in data["points"]]
+    of_two = len(data["checkpoints"]) == 2 and not any("modules" in point for point in data["points"])
+    path = fitted_path(marks, shares, inputs.fit) if of_two else None
+    line = "solid" if of_two and inputs.fit != "none" else "none"
+    knee = data["knee"]["index"]
+    share = f", {shares[knee]:.2g}" if of_two else ""
+    label = "" if expert_name(data["points"][knee]["coefficients"]) else f"knee{share}"
+    curves = [
+        Curve("soup", marks, INK, line, path=path, faded_name="dominated soup"),
+        *set_curves(data),
+        *trajectory_curves(inputs.trajectories),
+        *chord(data),
+        Curve("knee", [Mark(marks[knee].x, marks[knee].y, label, bool(label))], INK, line="none", marker="ring"),
+        *init_curve(data["init"], x, y),
+    ]
+    labels = data["labels"]
+    bar = f"coefficient of {shorten(last)}" if of_two else f"coefficient of {shorten(last)}, of all models"
+    return Plane(labels[x], labels[y], curves, title, bar=bar)
+
+
+def caption(data: Mapping[str, Any]) -> str:
+    """Return the text under the figure: hypervolumes with intervals, reference point, samples."""
+    reference = ", ".join(f"{value:.4g}" for value in data["reference"])
+    text = f"Hypervolume {spell(data['hypervolume'])} above ({reference})."
+    line = data["straight_line"]
+    if line:
+        text += f"\nStraight line {spell(line['hypervolume'])}; gain {spell(line['gain'])}."
+    if data["num_samples"] == 1:
+        return f"{text}\nMeans only: without scores per sample there are no intervals."
+    level = data["bootstrap"]["level"]
+    return f"{text}\n{level:.0%} bootstrap intervals over {data['num_samples']} samples."

@@ -1,0 +1,207 @@
+"""Learned soup: coefficients by gradient descent on a loss of the merged weights.
+
+The loss is differentiated through ``theta = sum_i c_i theta_i`` (Wortsman et al. 2022, arXiv:2203.05482, learned
+soup), with the model called on the merged tensors by ``torch.func.functional_call``. Coefficients are softmaxes,
+so that they stay on the simplex: one for the whole model, or one per module or tensor.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from soups.coefficients import Rule
+from soups.errors import UserError
+from soups.evaluator import check_args, import_function
+from soups.live import check_live
+from soups.merge import Integers, Recipe, merge, pick_integer
+from soups.methods import get_method
+from soups.modules import module_of
+from soups.state import Checkpoint, check_compatible
+
+if TYPE_CHECKING:
+    import torch
+
+Per = Literal["model", "module", "tensor"]
+WHOLE = "all"  # the one group of ``per="model"``
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What learned coefficients minimise.
+
+    Attributes:
+        model: the module; it stays in evaluation mode.
+        batches: read again at each epoch; held-out data, not those the models were trained on.
+        loss: ``loss(call, batch)`` returns a scalar tensor, where ``call(*args, **kwargs)`` runs the model with
+            the merged weights.
+    """
+
+    model: torch.nn.Module
+    batches: Iterable[Any]
+    loss: Callable[[Callable[..., Any], Any], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Learned:
+    """The result: coefficients by group and model, and mean losses before and after."""
+
+    per: Per
+    coefficients: dict[str, dict[str, float]]
+    history: list[float]
+    losses: dict[str, float]
+
+    def weights_of(self, name: str) -> dict[str, float]:
+        """Return the coefficients of one tensor."""
+        return self.coefficients[group_of(name, self.per)]
+
+
+def group_of(name: str, per: Per) -> str:
+    """Return the group whose coefficients a tensor has."""
+    return {"model": WHOLE, "module": module_of(name), "tensor": name}[per]
+
+
+def load_objective(spec: str, checkpoint_path: Path, args: Mapping[str, Any]) -> Objective:
+    """Import ``module:function`` and call it with the first checkpoint and the arguments.
+
+    Raises:
+        UserError: it does not resolve, or does not return an `Objective`.
+    """
+    function = import_function(spec, "--loss")
+    check_args(spec, function, args)
+    objective = function(checkpoint_path, **args)
+    if not isinstance(objective, Objective):
+        raise UserError(
+            f"{spec} returned {type(objective).__name__}",
+            where="--loss",
+            fix="return soups.learn.Objective(model, batches, loss)",
+        )
+    return objective
+
+
+class MergedModel:
+    """Calls a model with weights that are a differentiable mixture of the checkpoints."""
+
+    def __init__(
+        self, checkpoints: Sequence[Checkpoint], model: torch.nn.Module, per: Per, integers: Integers, spec: str
+    ) -> None:
+        import torch
+
+        check_compatible(checkpoints)
+        live = model.state_dict()
+        infos = checkpoints[0].infos
+        check_live(infos, live, spec)
+        self._model = model.eval()
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        states = [checkpoint.load() for checkpoint in checkpoints]
+        self._fixed = {
+            name: pick_integer(name, [state[name] for state in states], (), integers).to(live[name].device)
+            for name, info in infos.items()
+            if not info.is_float
+        }
+        self._tensors = {
+            name: [state[name].to(live[name]) for state in states] for name, info in infos.items() if info.is_float
+        }
+        self.groups = sorted({group_of(name, per) for name in self._tensors})
+        self._group = {name: self.groups.index(group_of(name, per)) for name in self._tensors}
+        self.logits = torch.zeros(len(self.groups), len(checkpoints), requires_grad=True)
+
+    def caller(self, coefficients: torch.Tensor) -> Callable[..., Any]:
+        """Return what runs the model with coefficients (groups, models)."""
+        import torch
+
+        merged = dict(self._fixed)
+        for name, tensors in self._tensors.items():
+            row = coefficients[self._group[name]].to(tensors[0])
+            merged[name] = sum((row[i] * tensor for i, tensor in enumerate(tensors[1:], 1)), row[0] * tensors[0])
+        return lambda *args, **kwargs: torch.func.functional_call(self._model, merged, args, kwargs)
+
+
+def learn(
+    checkpoints: Sequence[Checkpoint],
+    objective: Objective,
+    *,
+    per: Per = "model",
+    epochs: int = 5,
+    lr: float = 0.05,
+    integers: Integers = "error",
+    spec: str = "--loss",
+    on_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
+) -> Learned:
+    """Return the coefficients found by AdamW, from equal ones.
+
+    Args:
+        checkpoints: the models; all are held in memory.
+        objective: the model, the data and the loss.
+        per: what has coefficients of its own.
+        epochs: passes over the batches.
+        lr: learning rate of the logits.
+        integers: policy for integer tensors that differ.
+        spec: how the objective was named, for messages.
+        on_epoch: called with the number of epochs done and their mean loss.
+
+    Raises:
+        UserError: the models do not match, there is no batch, or the loss is not a finite scalar.
+    """
+    import torch
+
+    names = [checkpoint.name for checkpoint in checkpoints]
+    soup = MergedModel(checkpoints, objective.model, per, integers, spec)
+    optimizer = torch.optim.AdamW([soup.logits], lr=lr, weight_decay=0.0)
+    even = torch.full((len(soup.groups), len(names)), 1 / len(names))
+    losses = {"equal": _mean_loss(objective, soup.caller(even), spec)}
+    history: list[float] = []
+    for epoch in range(epochs):
+        total: list[float] = []
+        for batch in objective.batches:
+            loss = _checked(objective.loss(soup.caller(soup.logits.softmax(dim=1)), batch), spec)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total.append(float(loss.detach()))
+        history.append(sum(total) / len(total))
+        on_epoch(epoch + 1, history[-1])
+    learned = soup.logits.detach().softmax(dim=1)
+    losses["learned"] = _mean_loss(objective, soup.caller(learned), spec)
+    for index, name in enumerate(names):
+        alone = torch.zeros_like(learned)
+        alone[:, index] = 1.0
+        losses[name] = _mean_loss(objective, soup.caller(alone), spec)
+    rows = learned.double()
+    rows = (rows / rows.sum(dim=1, keepdim=True)).tolist()
+    coefficients = {group: dict(zip(names, row, strict=True)) for group, row in zip(soup.groups, rows, strict=True)}
+    return Learned(per, coefficients, history, losses)
+
+
+def _mean_loss(objective: Objective, call: Callable[..., Any], spec: str) -> float:
+    import torch
+
+    with torch.no_grad():
+        losses = [float(_checked(objective.loss(call, batch), spec)) for batch in objective.batches]
+    if not losses:
+        raise UserError("the objective has no batch", where=spec, fix="batches must be iterable more than once")
+    return sum(losses) / len(losses)
+
+
+def _checked(loss: Any, spec: str) -> torch.Tensor:
+    import torch
+
+    if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+        raise UserError("the loss is not a scalar tensor", where=spec, fix="return a mean over the batch")
+    if not torch.isfinite(loss):
+        raise UserError(f"the loss is {float(loss.detach())}", where=spec, fix="lower --lr, or check the data")
+    return loss
+
+
+def save_learned(checkpoints: Sequence[Checkpoint], learned: Learned, integers: Integers, out_dir: Path) -> None:
+    """Write the soup with the learned coefficients."""
+    groups: dict[tuple[float, ...], list[str]] = {}
+    for name, info in checkpoints[0].infos.items():
+        if info.is_float:
+            groups.setdefault(tuple(learned.weights_of(name).values()), []).append(re.escape(name))
+    rules = [Rule("|".join(names), tuple((weight,) for weight in weights)) for weights, names in groups.items()]
+    merge(Recipe(checkpoints, next(iter(groups)), get_method("linear"), None, integers, rules[1:]), out_dir)

@@ -1,0 +1,154 @@
+"""The mixture in memory: every checkpoint read once, each point written into one live model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from soups.engine import Job, num_cores, run_jobs
+from soups.errors import UserError
+from soups.merge import pick_integer
+from soups.points import Point
+from soups.policies import compute_into
+from soups.state import MAX_LISTED, Checkpoint
+
+if TYPE_CHECKING:
+    import torch
+
+    from soups.merge import Recipe
+    from soups.sweep import Sweep
+
+PIECE_ELEMENTS = 1 << 20  # what a thread takes at a time
+GPU_SHARE = 0.8  # of the free memory of a GPU that the checkpoints may take
+
+
+class LiveSoup:
+    """The weights of all checkpoints in memory, and the live tensors that receive their mixtures.
+
+    Memory: the checkpoints in their stored dtype, plus the live model; tensors that several checkpoints read from
+    one place in a file, such as the base of adapters, are held once. They are held where the model is: on a GPU if
+    they fit beside it. A mixture is written in place, in one pass, rounded once to the dtype of the live tensor.
+    """
+
+    def __init__(self, sweep: Sweep, live: Mapping[str, torch.Tensor]) -> None:
+        self._sweep = sweep
+        infos = sweep.checkpoints[0].infos
+        check_live(infos, live, sweep.evaluator)
+        self._digests = [checkpoint.digest for checkpoint in sweep.checkpoints]
+        self._live = {name: live[name] for name in infos}
+        checkpoints = [*sweep.checkpoints, *([sweep.base] if sweep.base else [])]
+        states = _load(checkpoints, self._live)
+        self._states, self._base = states[: len(self._digests)], states[-1] if sweep.base else None
+        self._groups = aliases(self._live)
+        for names in self._groups:
+            _check_aliases_agree(names, states)
+        for name, info in infos.items():
+            if not info.is_float and sweep.integers == "error":  # fail now rather than at the first mixture
+                pick_integer(name, [state[name] for state in self._states], (), "error")
+
+    def write(self, point: Point) -> None:
+        """Write the mixture of one point into the live tensors."""
+        recipe = self._sweep.recipe(point)
+        skipped = {name for names in self._groups for name in names[1:]}  # written with the first of their group
+        names = [name for name in self._live if name not in skipped]
+        on_cpu = all(self._live[name].device.type == "cpu" for name in names)
+        jobs = (job for name in names for job in self._jobs(recipe, name))
+        run_jobs(jobs, num_cores() if on_cpu else 1)  # a GPU has its own queue
+
+    def _jobs(self, recipe: Recipe, name: str) -> Iterator[Job]:
+        live, source = self._live[name], recipe.actions[name].source or name
+        is_cut = recipe.is_elementwise(source) and live.is_contiguous() and live.device.type == "cpu"
+        step = PIECE_ELEMENTS if is_cut else max(live.numel(), 1)
+        for start in range(0, max(live.numel(), 1), step):
+            piece = slice(start, start + step) if is_cut else None
+            yield Job(self._bound(recipe, live, source, piece))
+
+    def _bound(self, recipe: Recipe, live: torch.Tensor, source: str, piece: slice | None) -> Callable[[], None]:
+        def part(state: Mapping[str, torch.Tensor]) -> Callable[[str], torch.Tensor]:
+            return lambda wanted: state[wanted] if piece is None else state[wanted].reshape(-1)[piece]
+
+        def run() -> None:
+            out = live if piece is None else live.view(-1)[piece]
+            base = None if self._base is None else part(self._base)
+            states = [part(state) for state in self._states]
+            compute_into(out, source, recipe.actions[source], states, base, recipe.method, self._digests)
+
+        return run
+
+
+def _load(checkpoints: Sequence[Checkpoint], live: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    """Read every checkpoint, onto the devices of the live tensors if there is room."""
+    import torch
+
+    infos = [info for checkpoint in checkpoints for info in checkpoint.infos.values()]
+    num_bytes = sum(info.num_bytes for info in infos)
+    gpus = {tensor.device for tensor in live.values() if tensor.device.type == "cuda"}
+    fits = all(num_bytes < GPU_SHARE * torch.cuda.mem_get_info(gpu)[0] for gpu in gpus)
+    shared: dict[Any, torch.Tensor] = {}
+    states: list[dict[str, torch.Tensor]] = []
+    for checkpoint in checkpoints:
+        state: dict[str, torch.Tensor] = {}
+        with checkpoint.reader() as read:
+            for name, info in checkpoint.infos.items():
+                # An adapter changes the tensor after it is read: the place in the file does not tell what it is.
+                key = (info, checkpoint if name in checkpoint.updates else None)
+                if key not in shared:
+                    tensor = read(name)
+                    shared[key] = tensor.to(live[name].device) if fits and name in live else tensor
+                state[name] = shared[key]
+        states.append(state)
+    return states
+
+
+def check_live(infos: Mapping[str, Any], live: Mapping[str, torch.Tensor], spec: str) -> None:
+    """Require the live tensors to be those of the checkpoints.
+
+    A live name that is not stored is allowed only if it shares its memory with one that is (tied weights are
+    stored once).
+
+    Raises:
+        UserError: names at most ten tensors that do not fit.
+    """
+    stored = {place(live[name]) for name in infos if name in live}
+    problems = [f"not in the live model: {name}" for name in infos if name not in live]
+    problems += [f"not stored: {name}" for name in live if name not in infos and place(live[name]) not in stored]
+    for name, info in infos.items():
+        if name not in live:
+            continue
+        if tuple(live[name].shape) != info.shape:
+            problems.append(f"shape: {name} is {list(live[name].shape)} in the live model, stored {info}")
+        elif live[name].is_floating_point() != info.is_float:
+            problems.append(f"dtype: {name} is {live[name].dtype} in the live model, stored {info}")
+    if problems:
+        listed = "".join(f"\n    {problem}" for problem in problems[:MAX_LISTED])
+        raise UserError(
+            f"state() does not match the checkpoints in {len(problems)} tensors:{listed}",
+            where=spec,
+            fix="return model.state_dict() of the architecture that was saved",
+        )
+
+
+def place(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Return what two names of the same memory have in common: device, address, shape and strides."""
+    return (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
+
+
+def aliases(live: Mapping[str, torch.Tensor]) -> list[list[str]]:
+    """Return the groups of names that share their memory."""
+    groups: dict[tuple[Any, ...], list[str]] = {}
+    for name, tensor in live.items():
+        if tensor.numel():  # empty tensors all have the address 0
+            groups.setdefault(place(tensor), []).append(name)
+    return [names for names in groups.values() if len(names) > 1]
+
+
+def _check_aliases_agree(names: Sequence[str], states: Sequence[Mapping[str, torch.Tensor]]) -> None:
+    import torch
+
+    for state in states:
+        for name in names[1:]:
+            if not torch.equal(state[names[0]], state[name]):
+                raise UserError(
+                    f"{names[0]!r} and {name!r} share memory in the live model but differ in a checkpoint",
+                    fix="untie them in the evaluator, or save the checkpoints tied",
+                )

@@ -1,0 +1,377 @@
+"""What to do where models differ: the plan of every tensor of the result, made from headers alone.
+
+Strict by default: names, shapes and dtypes agree, integers are equal. Every exception is asked for by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from soups.batch_norm import is_counter, is_statistic
+from soups.coefficients import Rule, matching, resolve_weights
+from soups.errors import UserError
+from soups.methods import Place, get_method
+from soups.methods._weights import SUM_TOLERANCE, one_hot
+from soups.sources.info import TensorInfo
+from soups.state import MAX_LISTED, Checkpoint, check_compatible
+
+if TYPE_CHECKING:
+    import torch
+
+    from soups.methods import Method
+
+Owners = Literal["error", "owners", "common"]
+FROM = "from:"
+
+
+@dataclass(frozen=True)
+class Policies:
+    """How to treat what cannot simply be merged.
+
+    Attributes:
+        batch_norm: running means and variances: ``merge``, as any other tensor; ``interpolate``, linearly,
+            whatever the method; ``from:NAME``, the counter too; ``recompute``, with a pass over data.
+        recompute: ``module:function`` for that pass, see ``soups.batch_norm.recomputed``.
+        recompute_args: its arguments.
+        keys: tensors that only some models have: ``error``; ``owners``, merge those that have it, coefficients
+            rescaled to the same sum; ``common``, leave them out.
+        vocabulary: pattern to ``owners`` or ``common``, for tensors that differ in the number of rows: the rows
+            that some models lack are merged among those that have them, or left out.
+        tied: groups of names that hold the same tensor: computed once, under the first name. Names that share
+            their memory in the files of all models are tied without being asked for.
+        dtype: of the floating-point tensors of the result, such as ``BF16``; as stored by default. Given, the
+            dtypes of the models may differ.
+    """
+
+    batch_norm: str = "merge"
+    recompute: str = ""
+    recompute_args: Mapping[str, Any] = field(default_factory=dict)
+    keys: Owners = "error"
+    vocabulary: Mapping[str, Owners] = field(default_factory=dict)
+    tied: Sequence[Sequence[str]] = ()
+    dtype: str | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of a tensor, and the models that are merged there.
+
+    Attributes:
+        start: first row.
+        stop: the row after the last; None for a whole tensor, which may have no rows.
+        models: indices of the models.
+        weights: their coefficients.
+        has_base: whether the base has these rows.
+    """
+
+    start: int
+    stop: int | None
+    models: tuple[int, ...]
+    weights: tuple[float, ...]
+    has_base: bool
+
+
+@dataclass(frozen=True)
+class Action:
+    """How one tensor of the result is made.
+
+    Attributes:
+        info: its dtype and shape.
+        weights: the coefficient of every model.
+        how: ``merge``, with the method; ``linear``; ``copy``, from the first model of each part; ``agree``, the
+            same if all models are equal, else an error; ``max``, the largest entries; ``tied``, a copy of ``source``.
+        parts: the rows, in order.
+        why: the policy that decided, empty for the rule.
+        source: the name of the tensor that this one is tied to.
+    """
+
+    info: TensorInfo
+    weights: tuple[float, ...]
+    how: Literal["merge", "linear", "copy", "agree", "max", "tied"]
+    parts: tuple[Part, ...]
+    why: str = ""
+    source: str | None = None
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    checkpoints: Sequence[Checkpoint]
+    base: Checkpoint | None
+    method: Method
+    integers: str
+    policies: Policies
+
+
+def resolve(
+    checkpoints: Sequence[Checkpoint],
+    base: Checkpoint | None,
+    method: Method,
+    weights: Sequence[float],
+    integers: str = "error",
+    rules: Sequence[Rule] = (),
+    policies: Policies | None = None,
+) -> dict[str, Action]:
+    """Return the action of every tensor of the result, by name; reads no data.
+
+    Args:
+        checkpoints: the models.
+        base: their initialisation, if the method uses it.
+        method: the method.
+        weights: one coefficient per model.
+        integers: integer and boolean tensors that differ: ``error``; ``first``, of the first model; ``max``, the
+            largest entries; ``from:NAME``. With all the weight on one model, that model's.
+        rules: coefficients of some tensors.
+        policies: what else may differ.
+
+    Raises:
+        UserError: models differ where no policy permits it, a pattern matches nothing, or the method cannot
+            take the coefficients of some tensor.
+    """
+    inputs = _Inputs(checkpoints, base, method, integers, policies or Policies())
+    _check_policies(inputs)
+    names = sorted({name for checkpoint in checkpoints for name in checkpoint.infos})
+    table = resolve_weights(weights, rules, names)
+    for each in sorted(set(table.values())):
+        method.check(each, has_base=base is not None)
+    vocabulary = _vocabulary(inputs.policies, names)
+    if inputs.policies.batch_norm != "merge" and not any(is_statistic(name) for name in names):
+        raise UserError("no batch-norm statistics in these models", where="batch_norm", fix="remove the policy")
+    if inputs.policies.keys == "error" and not vocabulary:
+        any_dtype = inputs.policies.dtype is not None
+        check_compatible([*checkpoints, *([base] if base else [])], any_dtype=any_dtype)
+    method.check_extras({name: info for checkpoint in checkpoints for name, info in checkpoint.infos.items()})
+    actions: dict[str, Action] = {}
+    for name in names:
+        action = _action(inputs, name, table[name], vocabulary.get(name, "error"))
+        if action is not None:
+            actions[name] = action
+    return _tie(actions, [*inputs.policies.tied, *_sharing_memory(checkpoints, list(actions))])
+
+
+def _check_policies(inputs: _Inputs) -> None:
+    policies, names = inputs.policies, [checkpoint.name for checkpoint in inputs.checkpoints]
+    for key, value, words in (
+        ("integers", inputs.integers, ("error", "first", "max")),
+        ("batch_norm", policies.batch_norm, ("merge", "interpolate", "recompute")),
+    ):
+        if value not in words and value.removeprefix(FROM) not in (names if value.startswith(FROM) else []):
+            listed = ", ".join([*words, *(FROM + name for name in names)])
+            raise UserError(f"unknown policy {value!r}", where=key, fix=f"choices: {listed}")
+    if (policies.batch_norm == "recompute") != bool(policies.recompute):
+        fix = "give both batch_norm: recompute and recompute: module:function, or neither"
+        raise UserError("recomputing batch-norm statistics needs a function", where="policies", fix=fix)
+
+
+def _vocabulary(policies: Policies, names: Sequence[str]) -> dict[str, Owners]:
+    found: dict[str, Owners] = {}
+    for pattern, policy in policies.vocabulary.items():
+        found |= dict.fromkeys(matching(pattern, names, "policies: vocabulary"), policy)
+    return found
+
+
+def _action(inputs: _Inputs, name: str, weights: tuple[float, ...], vocabulary: Owners) -> Action | None:
+    """Return the action of one tensor, or None if it is left out."""
+    owners = [index for index, checkpoint in enumerate(inputs.checkpoints) if name in checkpoint.infos]
+    is_shared = len(owners) == len(inputs.checkpoints)
+    if not is_shared and inputs.policies.keys == "error":
+        _refuse_missing(inputs, name)
+    chosen = [index for index in owners if weights[index] != 0] or (owners if not any(weights) else [])
+    if not chosen or (not is_shared and inputs.policies.keys == "common" and one_hot(weights) is None):
+        return None
+    first = inputs.checkpoints[chosen[0]].infos[name]
+    how, source, why = _decide(inputs, name, first, weights)
+    if source is not None:
+        stored = inputs.checkpoints[source].infos.get(name)
+        if stored is None:
+            what = f"{name!r} is not in {inputs.checkpoints[source].name!r}, which a policy names"
+            raise UserError(what, where=f"policies: {why}", fix="choose another model")
+        return Action(stored, weights, "copy", (Part(0, None, (source,), (1.0,), False),), why)
+    models = owners if how == "agree" else chosen
+    infos = {index: inputs.checkpoints[index].infos[name] for index in models}
+    _check_infos(inputs, name, infos, vocabulary if first.is_float else "error")
+    if not first.is_float:
+        return Action(first, weights, how, (Part(0, None, tuple(models), (1.0,) * len(models), False),), why)
+    best = min if vocabulary == "common" else max
+    info = best(infos.values(), key=lambda info: info.shape[:1])
+    if inputs.policies.dtype:
+        info = replace(info, dtype=inputs.policies.dtype)
+    parts = _parts(inputs, name, infos, weights, info)
+    if not is_shared or vocabulary != "error":
+        why = ", ".join([*([why] if why else []), vocabulary if is_shared else inputs.policies.keys])
+    return Action(info, weights, how, parts, why)
+
+
+def _decide(inputs: _Inputs, name: str, info: TensorInfo, weights: Sequence[float]) -> tuple[Any, int | None, str]:
+    """Return how a tensor is made, the model it is copied from if any, and the policy that says so."""
+    policy = inputs.policies.batch_norm
+    names = [checkpoint.name for checkpoint in inputs.checkpoints]
+    if policy.startswith(FROM) and (is_statistic(name) or is_counter(name)):
+        return "copy", names.index(policy.removeprefix(FROM)), f"batch norm {policy}"
+    if info.is_float:
+        if policy != "merge" and is_statistic(name):
+            return "linear", None, f"batch norm {policy}"
+        return "merge", None, ""
+    if inputs.integers == "error":
+        return "agree", None, "integers error"
+    endpoint, why = one_hot(weights), f"integers {inputs.integers}"
+    if endpoint is not None:
+        return "copy", endpoint, why
+    if inputs.integers.startswith(FROM):
+        return "copy", names.index(inputs.integers.removeprefix(FROM)), why
+    if inputs.integers == "max":
+        return "max", None, why
+    return "copy", next(i for i, checkpoint in enumerate(inputs.checkpoints) if name in checkpoint.infos), why
+
+
+def _check_infos(inputs: _Inputs, name: str, infos: Mapping[int, TensorInfo], vocabulary: Owners) -> None:
+    """Require one dtype and one shape, as far as the policies do not permit others."""
+    (first, info), *others = infos.items()
+    for index, other in others:
+        rows_may_differ = vocabulary != "error" and len(info.shape) == len(other.shape) >= 1
+        same_shape = info.shape == other.shape or (rows_may_differ and info.shape[1:] == other.shape[1:])
+        same_dtype = info.dtype == other.dtype or (inputs.policies.dtype and info.is_float and other.is_float)
+        if same_shape and same_dtype:
+            continue
+        raise UserError(
+            f"{name!r} is {other} in {inputs.checkpoints[index].name!r}, {info} in {inputs.checkpoints[first].name!r}",
+            where="policies",
+            fix="numbers of rows: policies.vocabulary; dtypes: policies.dtype; nothing else can differ",
+        )
+
+
+def _refuse_missing(inputs: _Inputs, name: str) -> None:
+    missing = [checkpoint.name for checkpoint in inputs.checkpoints if name not in checkpoint.infos]
+    raise UserError(
+        f"{name!r} is missing in {', '.join(missing[:MAX_LISTED])}",
+        where="policies: keys",
+        fix="policies.keys: owners merges it among the models that have it, common leaves it out",
+    )
+
+
+def _parts(
+    inputs: _Inputs, name: str, infos: Mapping[int, TensorInfo], weights: Sequence[float], info: TensorInfo
+) -> tuple[Part, ...]:
+    """Cut a tensor where the number of models that have the rows changes."""
+    base_info = inputs.base.infos.get(name) if inputs.base else None
+    rows = {index: each.shape[0] if each.shape else 1 for index, each in infos.items()}
+    num_rows = info.shape[0] if info.shape else 1
+    base_rows = (base_info.shape[0] if base_info.shape else 1) if base_info else 0
+    if base_info and base_info.shape[1:] != info.shape[1:]:
+        raise UserError(f"{name!r} is {base_info} in the base, {info} in the models", fix="give their initialisation")
+    ends = sorted({min(end, num_rows) for end in (*rows.values(), base_rows) if end} | {num_rows})
+    parts = []
+    for start, end in zip([0, *ends], ends, strict=False):
+        models = tuple(index for index in infos if rows[index] >= end)
+        has_base = base_rows >= end
+        if inputs.base and not has_base and len(models) > 1 and inputs.method.base != "none":
+            what = f"rows {start} to {end} of {name!r} are in {len(models)} models but not in the base"
+            raise UserError(what, where="policies", fix="give a base that has them, or use method linear")
+        scaled = _rescaled([weights[index] for index in models], sum(weights))
+        parts.append(Part(start, end, models, scaled, has_base))
+    is_whole = len(parts) == 1 and set(rows.values()) == {num_rows} and base_rows in (0, num_rows)
+    return (replace(parts[0], stop=None),) if is_whole else tuple(parts)
+
+
+def _rescaled(weights: Sequence[float], total: float) -> tuple[float, ...]:
+    """Scale the coefficients of the owners so that coefficients that sum to one still do; leave others alone."""
+    owned = sum(weights)
+    if owned == total or abs(total - 1) > SUM_TOLERANCE:
+        return tuple(weights)
+    return tuple(weight / owned if owned else 1 / len(weights) for weight in weights)
+
+
+def _sharing_memory(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> list[list[str]]:
+    """Return the groups of names that are one place in the file of every model, as in a file of ``torch.save``."""
+    groups: dict[tuple[TensorInfo | None, ...], list[str]] = {}
+    for name in names:
+        infos = tuple(None if name in c.updates else c.infos.get(name) for c in checkpoints)
+        if all(info is not None and info.num_elements for info in infos):
+            groups.setdefault(infos, []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _tie(actions: Mapping[str, Action], tied: Sequence[Sequence[str]]) -> dict[str, Action]:
+    result = dict(actions)
+    for group in tied:
+        unknown = [name for name in group if name not in actions]
+        if unknown or len(group) < 2:
+            fix = "give two or more names of the result, the first is computed"
+            raise UserError(f"tied tensors not found: {', '.join(unknown) or 'only one'}", where="policies", fix=fix)
+        first = actions[group[0]]
+        for name in group[1:]:
+            other = actions[name]
+            if (other.info.shape, other.info.dtype, other.weights) != (
+                first.info.shape,
+                first.info.dtype,
+                first.weights,
+            ):
+                what = f"{name!r} and {group[0]!r} are tied, but differ in shape, dtype or coefficients"
+                raise UserError(what, where="policies: tied", fix="give both the same coefficients, or untie them")
+            result[name] = replace(other, how="tied", source=group[0], why=f"tied to {group[0]}")
+    return result
+
+
+def compute_into(
+    out: torch.Tensor,
+    name: str,
+    action: Action,
+    readers: Sequence[Callable[[str], torch.Tensor]],
+    read_base: Callable[[str], torch.Tensor] | None,
+    method: Method,
+    digests: Sequence[str],
+) -> None:
+    """Write one tensor of the result into ``out``, of the shape and dtype of ``action.info``.
+
+    Models are summed in the order of their digests: sums of three terms depend on the order, and the same models
+    given in another order must give the same bytes.
+
+    Args:
+        out: receives the result.
+        name: the tensor.
+        action: how it is made; not ``tied``, whose source the caller copies.
+        readers: per model, a function from a name to its tensor.
+        read_base: the same for the base.
+        method: the method.
+        digests: per model, the digest of its weights.
+    """
+    if action.how in ("agree", "max"):
+        tensors = [readers[index](name) for index in action.parts[0].models]
+        out.copy_(_agreed(name, tensors) if action.how == "agree" else _largest(tensors))
+        return
+    for part in action.parts:
+        order = sorted(range(len(part.models)), key=lambda place: digests[part.models[place]])
+        rows = ... if part.stop is None else slice(part.start, part.stop)
+        models = [readers[part.models[place]](name)[rows] for place in order]
+        weights = [part.weights[place] for place in order]
+        is_new = method.base == "required" and not part.has_base  # one model adds it: there is no task vector
+        if action.how == "copy" or (action.how == "merge" and is_new):
+            out[rows].copy_(models[0])
+        elif action.how == "linear":
+            get_method("linear", {"extrapolate": True}).merge_into(out[rows], models, _normalized(weights))
+        else:
+            base = read_base(name)[rows] if read_base is not None and part.has_base else None
+            place = Place(name, [digests[part.models[place]] for place in order])
+            method.merge_into(out[rows], models, weights, base, place)
+
+
+def _normalized(weights: Sequence[float]) -> list[float]:
+    total = sum(weights)
+    return [weight / total if total else 1 / len(weights) for weight in weights]
+
+
+def _agreed(name: str, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    if any(not tensors[0].equal(other) for other in tensors[1:]):
+        raise UserError(
+            f"integer tensor {name!r} differs between the models",
+            fix="choose --integers first to take it from the first model",
+        )
+    return tensors[0]
+
+
+def _largest(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    largest = tensors[0]
+    for other in tensors[1:]:
+        largest = largest.where(largest >= other, other)
+    return largest

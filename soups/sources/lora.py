@@ -1,0 +1,234 @@
+"""LoRA adapters in the folders of PEFT: what they change in their base, computed when a tensor is asked for.
+
+An adapter stores, per layer, ``base_model.model.LAYER.lora_A.weight`` (rank, in) and ``...lora_B.weight`` (out, rank);
+it stands for the update ``scale * B @ A`` of the layer's weight (Hu et al. 2022, arXiv:2106.09685), with ``scale`` =
+alpha / rank, or alpha / sqrt(rank) when rank-stabilised (arXiv:2312.03732). Two adapters are mixed exactly by
+mixing their updates; the mean of their factors is something else, because the update is a product.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from soups.errors import UserError
+from soups.sources.info import TensorInfo, corrupt
+from soups.sources.safetensors_file import read_safetensors
+from soups.sources.torch_file import read_torch_file
+
+if TYPE_CHECKING:
+    import torch
+
+CONFIG_NAME = "adapter_config.json"
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+PREFIX = "base_model.model."
+ROLES = re.compile(r"\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)(\.weight)?$")
+# Variants that mean something else by the same two factors. What cannot be merged right is refused.
+UNSUPPORTED = (
+    *("alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "lora_bias", "megatron_config"),
+    *("monteclora_config", "target_parameters", "trainable_token_indices", "use_bdlora", "use_qalora"),
+)
+# Initialisations that also change the weights of the base: such an adapter does not fit the base on disk.
+MOVES_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga", "mica")
+MAX_LISTED = 5
+ROWS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Update:
+    """What an adapter does to one weight.
+
+    Attributes:
+        a: the stored name of the factor A: (rank, in), (rank, in, height, width) or, of an embedding, (rank, rows).
+        b: the stored name of the factor B: (out, rank), (out, rank, 1, 1) or (width, rank).
+        scale: what ``B @ A`` is multiplied by.
+        is_transposed: whether the weight is stored as (in, out): embeddings, and the Conv1D layers of GPT-2.
+        magnitude: for DoRA (arXiv:2402.09353), the stored name of the norms of the output rows.
+    """
+
+    a: str
+    b: str
+    scale: float
+    is_transposed: bool = False
+    magnitude: str | None = None
+
+    def apply(self, weight: torch.Tensor, factor: Callable[[str], torch.Tensor]) -> torch.Tensor:
+        """Return the updated weight, computed in float64 and rounded once, to float32 or to a wider stored dtype."""
+        import torch
+
+        left, right = factor(self.b).double(), factor(self.a).double()
+        left, right = left.reshape(left.shape[0], -1), right.reshape(right.shape[0], -1)
+        if self.is_transposed:
+            left, right = right.t(), left.t()
+        flat = weight.reshape(weight.shape[0], -1)
+        result = torch.empty(flat.shape, dtype=torch.promote_types(weight.dtype, torch.float32))
+        norms = None if self.magnitude is None else self._row_norms(flat, left, right)
+        for start in range(0, len(flat), ROWS_AT_ONCE):
+            rows = slice(start, start + ROWS_AT_ONCE)
+            block = flat[rows].double() + left[rows] @ right * self.scale
+            if norms is not None and self.magnitude is not None:
+                factors = factor(self.magnitude).double().reshape(-1) / norms
+                block *= factors if self.is_transposed else factors[rows, None]
+            result[rows] = block
+        return result.reshape(weight.shape)
+
+    def _row_norms(self, flat: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        """Return the norm of each output row of the weight with its update."""
+        import torch
+
+        squares = []
+        for start in range(0, len(flat), ROWS_AT_ONCE):
+            rows = slice(start, start + ROWS_AT_ONCE)
+            block = (flat[rows].double() + left[rows] @ right * self.scale).square()
+            squares.append(block.sum(dim=0) if self.is_transposed else block.sum(dim=1))
+        return (sum(squares[1:], squares[0]) if self.is_transposed else torch.cat(squares)).sqrt()
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A PEFT folder: its settings, the headers of its tensors, and which of them belong together."""
+
+    path: Path
+    config: Mapping[str, Any]
+    factors: Mapping[str, TensorInfo]
+
+    @cached_property
+    def layers(self) -> dict[str, Update]:
+        """Return the update of each layer, by the layer's name; not yet fitted to the shape of a base."""
+        found: dict[str, dict[str, str]] = {}
+        for name in self.factors:
+            if role := ROLES.search(name):
+                layer = name[: role.start()].removeprefix(PREFIX)
+                found.setdefault(layer, {})[role[1].removeprefix("lora_").removeprefix("embedding_")] = name
+        for layer, parts in found.items():
+            if not {"A", "B"} <= set(parts):
+                raise corrupt(self.path, f"{layer!r} has only {', '.join(parts)}")
+        return {
+            layer: Update(
+                parts["A"], parts["B"], self._scale(layer, parts["A"]), magnitude=parts.get("magnitude_vector")
+            )
+            for layer, parts in sorted(found.items())
+        }
+
+    @cached_property
+    def replacements(self) -> dict[str, str]:
+        """Return the tensors stored whole, such as biases and new heads: from the name in the base to the stored."""
+        return {
+            name.removeprefix(PREFIX).replace(".base_layer.", "."): name
+            for name in self.factors
+            if not ROLES.search(name)
+        }
+
+    @property
+    def base_path(self) -> Path:
+        """Return the folder of the base that the configuration names.
+
+        Raises:
+            UserError: it is not on this machine.
+        """
+        named = str(self.config.get("base_model_name_or_path") or "")
+        if not named or not Path(named).exists():
+            raise UserError(
+                f"the base of this adapter, {named or 'not named'!r}, is not here",
+                where=str(self.path),
+                fix="give its folder: --base DIR; or merge the adapters alone: --lora-mode cat",
+            )
+        return Path(named)
+
+    def over(self, base: Mapping[str, TensorInfo]) -> tuple[dict[str, TensorInfo], dict[str, Update]]:
+        """Return the headers of the base with this adapter, and the updates of the weights that it changes.
+
+        Raises:
+            UserError: the adapter changes what the base does not have, or in another shape.
+        """
+        named = [f"{layer}.weight" for layer in self.layers] + list(self.replacements)
+        # Heads are often saved with their model as a part (`bert.encoder...`), and bases without (`encoder...`).
+        cut = [name.partition(".")[2] for name in named]
+        spelled = dict(zip(named, cut if not set(named) <= set(base) and set(cut) <= set(base) else named, strict=True))
+        missing = [name for name in named if spelled[name] not in base]
+        if missing:
+            more = f" and {len(missing) - MAX_LISTED} more" if len(missing) > MAX_LISTED else ""
+            raise UserError(
+                f"the base has no {', '.join(missing[:MAX_LISTED])}{more}",
+                where=str(self.path),
+                fix="give the base that this adapter was trained on: --base DIR",
+            )
+        infos = dict(base) | {spelled[name]: self.factors[stored] for name, stored in self.replacements.items()}
+        updates = {
+            spelled[f"{layer}.weight"]: self._fitted(layer, update, infos[spelled[f"{layer}.weight"]])
+            for layer, update in self.layers.items()
+        }
+        return dict(sorted(infos.items())), updates
+
+    def _scale(self, layer: str, a: str) -> float:
+        patterns = self.config.get("alpha_pattern") or {}
+        own = (alpha for pattern, alpha in patterns.items() if re.match(rf"(.*\.)?({pattern})$", layer))
+        alpha = float(next(own, self.config.get("lora_alpha", 8)))
+        rank = self.factors[a].shape[0]
+        return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+
+    def _fitted(self, layer: str, update: Update, weight: TensorInfo) -> Update:
+        a, b = self.factors[update.a].shape, self.factors[update.b].shape
+        update_shape, rows = (b[0], *a[1:]), (weight.shape[0], math.prod(weight.shape[1:]))
+        flat = (b[0], math.prod(a[1:]))
+        fits = {False: flat == rows and update_shape == weight.shape, True: flat[::-1] == rows and len(a) == 2}
+        if "embedding" in update.a:
+            fits[False] = False
+        if a[0] != b[1] or math.prod(b[2:]) != 1 or not weight.is_float or not any(fits.values()):
+            raise UserError(
+                f"the update of {layer!r} is {list(update_shape)}, its weight {weight}",
+                where=str(self.path),
+                fix="give the base that this adapter was trained on: --base DIR",
+            )
+        # Only a square weight leaves a choice.
+        is_transposed = bool(self.config.get("fan_in_fan_out")) if all(fits.values()) else fits[True]
+        if update.magnitude and (len(a) != 2 or "embedding" in update.a):
+            raise UserError(
+                f"{layer!r} is no linear layer, and its adapter is a DoRA",
+                where=str(self.path),
+                fix="merge it into its base with PEFT: merge_and_unload()",
+            )
+        return Update(update.a, update.b, update.scale, is_transposed, update.magnitude)
+
+
+def is_adapter(path: Path) -> bool:
+    """Say whether this is a PEFT folder."""
+    return (path / CONFIG_NAME).is_file()
+
+
+def read_adapter(path: Path) -> Adapter:
+    """Read the settings and the headers of a PEFT folder.
+
+    Raises:
+        UserError: no LoRA, a variant that is not supported, or a truncated, corrupt or unsafe file.
+    """
+    if not is_adapter(path):
+        raise UserError(f"no {CONFIG_NAME} in this folder", where=str(path), fix="give the folder of a LoRA adapter")
+    try:
+        config = json.loads((path / CONFIG_NAME).read_text(encoding="utf-8"))
+        kind = config["peft_type"]
+        start = str(config.get("init_lora_weights")).lower()
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise corrupt(path / CONFIG_NAME, "no readable configuration of an adapter") from error
+    problems = [key for key in UNSUPPORTED if config.get(key)]
+    if kind != "LORA":
+        problems = [f"peft_type {kind}"]
+    if start.startswith(MOVES_BASE):
+        problems.append(f"init_lora_weights {start}, which changes the base")
+    if problems:
+        raise UserError(
+            f"this adapter cannot be merged here: {', '.join(problems)}",
+            where=str(path),
+            fix="merge it into its base with PEFT: merge_and_unload()",
+        )
+    for name in ADAPTER_FILES:
+        if (path / name).is_file():
+            read = read_safetensors if name.endswith(".safetensors") else read_torch_file
+            return Adapter(path, config, read(path / name))
+    raise UserError(f"no {' and no '.join(ADAPTER_FILES)} in this folder", where=str(path), fix="copy the file")

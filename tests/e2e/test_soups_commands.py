@@ -1,0 +1,382 @@
+"""pick, greedy, learn, diff and plot, other evaluators, workers and a killed sweep, through the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from typer.testing import CliRunner
+
+from soups.cli import app
+from soups.evaluators.function import ModelEvaluator
+from soups.learn import Objective
+from soups.results import read_results
+
+ROOT = Path(__file__).resolve().parents[2]
+ME = __name__
+INPUTS = torch.linspace(-1, 1, 8)[:, None]
+MIXED = (0.25, 0.75)  # the coefficients that the objective below was made with
+
+
+def network(checkpoint_path: Path | None = None) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1))
+
+
+def end(seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    start = network().state_dict()
+    return {name: value + 0.5 * torch.randn(value.shape, generator=generator) for name, value in start.items()}
+
+
+def outputs(state: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.func.functional_call(network(), state, (INPUTS,)).detach()
+
+
+def errors(model: nn.Module) -> dict[str, list[float]]:
+    found = model(INPUTS)
+    return {
+        name: (-(found - outputs(end(seed))).square().flatten()).tolist()
+        for seed, name in ((1, "near_a"), (2, "near_b"))
+    }
+
+
+def shown(model: nn.Module) -> list[dict[str, str]]:
+    return [{"prompt": "one", "output": f"{float(model(torch.ones(1, 1))):.4f}"}]
+
+
+def evaluator(checkpoint_path: Path) -> ModelEvaluator:
+    return ModelEvaluator(network(), errors, shown)
+
+
+def failing(checkpoint_path: Path) -> ModelEvaluator:
+    def fail(model: nn.Module) -> dict[str, list[float]]:
+        raise OSError("the camera is gone")
+
+    return ModelEvaluator(network(), fail)
+
+
+def of_folder(path: Path) -> dict[str, list[float]]:
+    model = network()
+    model.load_state_dict(load_file(path / "model.safetensors"))
+    with torch.no_grad():
+        return errors(model)
+
+
+def objective(checkpoint_path: Path, wanted: float = MIXED[1]) -> Objective:
+    ends = [end(1), end(2)]
+    mixed = {name: (1 - wanted) * ends[0][name] + wanted * ends[1][name] for name in ends[0]}
+    target = outputs(mixed)
+    return Objective(network(), [(INPUTS, target)], lambda call, batch: (call(batch[0]) - batch[1]).square().mean())
+
+
+@pytest.fixture
+def models(tmp_path):
+    for seed, name in ((1, "a"), (2, "b")):
+        (tmp_path / name).mkdir()
+        save_file(end(seed), tmp_path / name / "model.safetensors", metadata={"format": "pt"})
+    return [str(tmp_path / "a"), str(tmp_path / "b")]
+
+
+def soups(*args: object, code: int = 0) -> str:
+    result = CliRunner().invoke(app, [str(arg) for arg in args])
+    assert result.exit_code == code, result.output + repr(result.exception)
+    return result.stdout if code == 0 else result.stderr
+
+
+def sweep(models, out, *args: object, code: int = 0) -> str:
+    return soups("sweep", *models, "--evaluator", f"{ME}:evaluator", "-o", out, *args, code=code)
+
+
+def scores(out: Path) -> dict[str, dict]:
+    return {result.key: dict(result.scores) for result in read_results(out)}
+
+
+def test_pick_chooses_refines_and_says_how_to_merge(models, tmp_path):
+    sweep(models, tmp_path / "s", "--points", 3)
+    preference = ("--preference", "near_a=1,near_b=1")
+    first = json.loads(soups("pick", tmp_path / "s", *preference, "--json"))
+    assert first["num_points"] == 3
+    assert first["preference"] == {"near_a": 0.5, "near_b": 0.5}
+    assert {row["policy"] for row in first["policies"]} == {
+        "preference",
+        "closed form",
+        "quadratic fit",
+        "best measured",
+    }
+    refined = json.loads(soups("pick", tmp_path / "s", *preference, "--refine", 2, "--json"))
+    assert (refined["num_new_points"], refined["num_points"]) == (2, 5)
+    words = refined["merge"].split()
+    assert words[:2] == ["soups", "merge"]
+    soups(*words[1:-1], tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    assert "unknown metric 'cider'" in soups("pick", tmp_path / "s", "--preference", "cider=1", code=2)
+    assert "not name=number" in soups("pick", tmp_path / "s", "--preference", "near_a", code=2)
+
+
+def test_greedy_keeps_what_helps_and_continues_where_it_stopped(models, tmp_path):
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    save_file({name: value + 9 for name, value in end(1).items()}, bad / "model.safetensors")
+    args = ("greedy", *models, bad, "--evaluator", f"{ME}:evaluator", "--metric", "near_a", "-o", tmp_path / "g")
+    data = json.loads(soups(*args, "--save", tmp_path / "soup", "--json"))
+    # near_a is zero for the first model alone, its largest value, so that nothing else can help
+    assert data["members"] == ["a"]
+    assert [trial["kept"] for trial in data["trials"]] == [True, False, False]
+    assert data["trials"][-1]["model"] == "bad"
+    assert len(read_results(tmp_path / "g")) == 5
+    merged = load_file(tmp_path / "soup" / "model.safetensors")
+    assert all(torch.equal(merged[name], value) for name, value in end(1).items())
+    again = json.loads(soups(*args, "--json"))
+    assert again["trials"] == data["trials"]
+    assert json.loads((tmp_path / "g" / "greedy.json").read_text())["score"] == 0.0
+    assert "unknown metric" in soups(*args[:-3], "cider", *args[-2:], code=2)
+    assert "choices: reject, accept" in soups(*args, "--ties", "keep", code=2)
+
+
+def test_a_copy_is_a_tie(models, tmp_path):
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    save_file(end(1), copy / "model.safetensors", metadata={"format": "pt"})
+    args = ("greedy", models[0], copy, "--evaluator", f"{ME}:evaluator", "--metric", "near_a", "--json")
+    assert len(json.loads(soups(*args, "-o", tmp_path / "g"))["members"]) == 1
+    assert len(json.loads(soups(*args, "--ties", "accept", "-o", tmp_path / "g"))["members"]) == 2
+
+
+@pytest.mark.parametrize("per", ["model", "module", "tensor"])
+def test_learned_coefficients_are_those_the_objective_was_made_with(models, tmp_path, per):
+    args = ("learn", *models, "--loss", f"{ME}:objective", "--per", per, "--epochs", 300, "-o", tmp_path / "l.json")
+    data = json.loads(soups(*args, "--save", tmp_path / "soup", "--json"))
+    groups = {"model": ["all"], "module": ["0", "2"], "tensor": ["0.bias", "0.weight", "2.bias", "2.weight"]}[per]
+    assert list(data["coefficients"]) == groups
+    for weights in data["coefficients"].values():
+        assert sum(weights.values()) == pytest.approx(1.0)
+    assert data["losses"]["learned"] < 0.02 * min(data["losses"]["equal"], data["losses"]["a"], data["losses"]["b"])
+    if per == "model":
+        assert data["coefficients"]["all"] == pytest.approx({"a": 0.25, "b": 0.75}, abs=0.02)
+    merged = load_file(tmp_path / "soup" / "model.safetensors")
+    for name, tensor in merged.items():
+        group = {"model": "all", "module": name[0], "tensor": name}[per]
+        weights = data["coefficients"][group]
+        expected = weights["a"] * end(1)[name].double() + weights["b"] * end(2)[name].double()
+        torch.testing.assert_close(tensor, expected.float(), rtol=0, atol=1e-6)
+
+
+def test_wrong_objectives_are_refused(models, tmp_path):
+    args = ("learn", *models, "-o", tmp_path / "l.json")
+    assert "returned ModelEvaluator" in soups(*args, "--loss", f"{ME}:evaluator", code=2)
+    assert "choices: model, module, tensor" in soups(*args, "--loss", f"{ME}:objective", "--per", "layer", code=2)
+    assert not (tmp_path / "l.json").exists()
+
+
+def test_diff_reports_weights_barriers_and_disagreement(models, tmp_path):
+    save_file(network().state_dict(), tmp_path / "base.safetensors")
+    options = ("--evaluator", f"{ME}:evaluator", "--results", tmp_path / "path", "--points", 5)
+    data = json.loads(soups("diff", *models, "--base", tmp_path / "base.safetensors", *options, "--json"))
+    assert list(data["modules"]) == ["0", "2", "all"]
+    assert data["modules"]["all"]["num_entries"] == 13
+    assert set(data["barriers"]["a|b"]) == {"near_a", "near_b"}
+    assert data["disagreement"]["a|b"]["outputs"]["share"] == 1.0
+    text = soups("diff", *models, "--results", tmp_path / "path", "-o", tmp_path / "diff.json")
+    assert "barrier of near_a" in text
+    assert json.loads((tmp_path / "diff.json").read_text())["base"] is None
+    assert "nothing to differ from" in soups("diff", models[0], code=2)
+    assert "nowhere to keep" in soups("diff", *models, "--evaluator", f"{ME}:evaluator", code=2)
+
+
+def test_plot_writes_a_picture_and_a_page(models, tmp_path):
+    sweep(models, tmp_path / "s", "--points", 5)
+    data = json.loads(soups("plot", "pairs", tmp_path / "s", "-o", tmp_path / "f", "--line", "smooth", "--json"))
+    assert [Path(path).name for path in data["files"]] == ["pairs.png", "pairs.svg", "pairs.html"]
+    assert all(Path(path).stat().st_size > 1000 for path in data["files"])
+    assert "choices" in soups("plot", "cake", tmp_path / "s", code=2)
+    assert "choices: polyline" in soups("plot", "front", tmp_path / "s", "--line", "wavy", code=2)
+    assert "called 's'" in soups("plot", "seeds", tmp_path / "s", tmp_path / "s", code=2)
+    assert "not NAME=PATH" in soups("plot", "front", tmp_path / "s", "--compare", "morl", code=2)
+
+
+PROGRAM = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from {module} import of_folder
+table = of_folder(Path(sys.argv[1]))
+Path(sys.argv[2]).write_text(json.dumps({{"scores": table, "samples": [{{"prompt": "p", "output": "o"}}]}}))
+"""
+
+
+def test_a_program_a_function_of_a_path_and_a_live_model_agree(models, tmp_path):
+    sweep(models, tmp_path / "live", "--points", 3)
+    program = tmp_path / "my eval.py"
+    program.write_text(PROGRAM.format(root=str(ROOT), module=ME))
+    command = f"'{sys.executable}' '{program}' {{model}} {{result}}"
+    soups("sweep", *models, "--command", command, "--points", 3, "-o", tmp_path / "program")
+    named = ("--evaluator", "soups.evaluators.function:of_file", "--arg", f"score={ME}:of_folder")
+    soups("sweep", *models, *named, "--points", 3, "-o", tmp_path / "file")
+    built = ("--arg", f"model={ME}:network", "--arg", f"score={ME}:errors", "--arg", f"samples={ME}:shown")
+    soups(
+        "sweep",
+        *models,
+        "--evaluator",
+        "soups.evaluators.function:of_model",
+        *built,
+        "--points",
+        3,
+        "-o",
+        tmp_path / "m",
+    )
+    wanted = list(scores(tmp_path / "live").values())
+    for name in ("program", "file", "m"):
+        assert list(scores(tmp_path / name).values()) == wanted
+        assert not list((tmp_path / name).glob(".soup-*"))
+    assert read_results(tmp_path / "program")[0].samples == [{"prompt": "p", "output": "o"}]
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("true {model}", "no {result}"),
+        ("true {model} {result}", "wrote no {result}"),
+        ("false {model} {result}", "exit code 1"),
+        ("sh -c 'echo no disk >&2; exit 3' {model} {result}", "no disk"),
+        ("sh -c 'echo [1] > \"$1\"' {model} {result}", "not a table"),
+        ("no-such-program {model} {result}", "cannot run 'no-such-program'"),
+        ("echo '{model} {result}", "close the quote"),
+    ],
+)
+def test_a_program_that_fails_is_one_error(models, tmp_path, command, message):
+    text = soups("sweep", *models, "--command", command, "-o", tmp_path / "s", code=2)
+    assert text.startswith("error: ")
+    assert message in text
+
+
+def test_workers_give_the_same_table(models, tmp_path):
+    sweep(models, tmp_path / "one", "--points", 5)
+    printed = json.loads(sweep(models, tmp_path / "two", "--points", 5, "--workers", 2, "--json"))
+    assert scores(tmp_path / "one") == scores(tmp_path / "two")
+    assert [point["coefficients"]["b"] for point in printed["points"]] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    sweep(models, tmp_path / "two", "--points", 5, "--workers", 2)
+    assert len(read_results(tmp_path / "two")) == 5
+
+
+def test_errors_in_a_worker_reach_the_person(models, tmp_path):
+    args = ("sweep", *models, "--points", 3, "--workers", 2, "-o", tmp_path / "s")
+    assert "did you mean 'evaluator'" in soups(*args, "--evaluator", f"{ME}:evaluater", code=2)
+    result = CliRunner().invoke(app, [str(arg) for arg in (*args, "--evaluator", f"{ME}:failing")])
+    assert isinstance(result.exception, RuntimeError)
+    assert "the camera is gone" in str(result.exception)
+
+
+SLOW = """
+import sys, time
+sys.path.insert(0, {root!r})
+from {module} import errors, network
+from soups.evaluators.function import ModelEvaluator
+
+def slow(model):
+    time.sleep(0.15)
+    return errors(model)
+
+def evaluator(checkpoint_path):
+    return ModelEvaluator(network(), slow)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_sweep_killed_by_the_system_resumes_and_leaves_no_process(models, tmp_path, workers):
+    (tmp_path / "slow.py").write_text(SLOW.format(root=str(ROOT), module=ME))
+    words = [sys.executable, "-m", "soups", "sweep", *models, "--evaluator", "slow:evaluator", "--points", "9"]
+    words += ["--workers", str(workers), "-o", "s"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(words, cwd=tmp_path, env=environment, start_new_session=True)
+    path = tmp_path / "s" / "results.jsonl"
+    deadline = time.monotonic() + 300
+    while not (path.is_file() and path.read_bytes().count(b"\n") >= 2):
+        assert process.poll() is None, "ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    first = path.read_bytes()
+    assert 2 <= first.count(b"\n") < 9
+    while _is_group_alive(process.pid):  # workers notice at their next point
+        assert time.monotonic() < deadline, "a worker is still there"
+        time.sleep(0.05)
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    complete = first[: first.rfind(b"\n") + 1]
+    assert path.read_bytes().startswith(complete)
+    assert len(scores(tmp_path / "s")) == len(read_results(tmp_path / "s")) == 9
+    sweep(models, tmp_path / "whole", "--points", 9)
+    assert sorted(map(str, scores(tmp_path / "whole").values())) == sorted(map(str, scores(tmp_path / "s").values()))
+
+
+def _is_group_alive(group: int) -> bool:
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, process_group = path.read_text().rpartition(")")[2].split()[:3]
+        except OSError:  # it ended meanwhile
+            continue
+        if int(process_group) == group and state != "Z":
+            return True
+    return False
+
+
+def test_modules_have_coefficients_of_their_own(models, tmp_path):
+    out = tmp_path / "s"
+    sweep(models, out, "--module", r"2\..*", "--points", 3)
+    results = read_results(out)
+    assert len(results) == 9
+    mixed = next(r for r in results if r.coefficients == {"a": 1.0, "b": 0.0} and r.modules[r"2\..*"]["b"] == 1.0)
+    state = {name: end(2 if name.startswith("2") else 1)[name] for name in end(1)}
+    model = network()
+    model.load_state_dict(state)
+    with torch.no_grad():
+        assert dict(mixed.scores) == errors(model)
+    soups("front", out)
+    assert json.loads((out / "front.json").read_text())["straight_line"] is None
+    picked = json.loads(soups("pick", out, "--preference", "near_a=1,near_b=1", "--json"))
+    assert picked["merge"] is None
+    assert len(picked["choice"]["coefficients"]) == 4
+    sweep(models, out, "--module", r"2\..*", "--weights", "0.5,0.5;0.2,0.8")
+    assert len(read_results(out)) == 10
+    assert "differs in: modules" in sweep(models, out, "--points", 3, code=2)
+    assert "matches no tensor" in sweep(models, tmp_path / "t", "--module", "head", code=2)
+
+
+def test_designs_of_a_sweep(models, tmp_path):
+    def shares(*args: object) -> list[float]:
+        out = tmp_path / "-".join(str(arg) for arg in args)
+        return [p["coefficients"]["b"] for p in json.loads(sweep(models, out, *args, "--json"))["points"]]
+
+    assert shares("--corners") == [0.0, 1.0]
+    assert shares("--range", "-0.5,1.5", "--points", 5, "--extrapolate") == [-0.5, 0.0, 0.5, 1.0, 1.5]
+    random = shares("--random", 3, "--seed", 1)
+    assert random[:2] == [0.0, 1.0]
+    assert len(set(random)) == 5
+    assert "exclude each other" in sweep(models, tmp_path / "x", "--corners", "--points", 3, code=2)
+    assert "not a range" in sweep(models, tmp_path / "x", "--range", "1,0", code=2)
+    both = ("sweep", *models, "--evaluator", f"{ME}:evaluator", "--command", "c", "-o", tmp_path / "x")
+    assert "two evaluators" in soups(*both, code=2)
+    assert "no evaluator" in soups("sweep", *models, "-o", tmp_path / "x", code=2)
+
+
+def test_the_front_compares_with_other_sets(models, tmp_path):
+    sweep(models, tmp_path / "s", "--points", 5)
+    sweep(models, tmp_path / "trained", "--corners")
+    text = soups("front", tmp_path / "s", "--compare", f"morl={tmp_path / 'trained'}")
+    assert "soups match 2 of 2 points of morl" in text
+    data = json.loads((tmp_path / "s" / "front.json").read_text())
+    assert [row["name"] for row in data["comparison"]["sets"]] == ["soups", "morl", "straight line"]
+    assert data["comparison"]["sets"][0]["equal"]["num_points"] == 2
+    assert data["labels"]["near_a"] == "Near a"

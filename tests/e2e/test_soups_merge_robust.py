@@ -1,0 +1,368 @@
+"""A merge is complete or absent, whether killed, out of space or fed with damage; and the same however it is cut."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from soups import engine, output, stream
+from soups.cli import app
+from soups.engine import Job, run_jobs
+from soups.errors import UserError
+from soups.merge import Recipe, merge, plan
+from soups.methods import get_method
+from soups.output import new_folder
+from soups.policies import Policies
+from soups.sources.info import TensorInfo
+from soups.state import open_checkpoint
+
+
+def tensors(seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "big.weight": torch.randn(37, 29, generator=generator),
+        "big.t": torch.randn(29, 37, generator=generator).t(),
+        "small": torch.randn(3, generator=generator),
+        "half": torch.randn(500, generator=generator).to(torch.bfloat16),
+        "wide": torch.randn(10, generator=generator, dtype=torch.float64),
+        "scalar": torch.randn((), generator=generator),
+        "empty": torch.empty(0, 3),
+        "steps": torch.tensor(3),
+    }
+
+
+def recipe(folder: Path, num_models: int = 2, method: str = "linear", **options: object) -> Recipe:
+    """Save models, the last one as a file of torch, and return the recipe that merges them."""
+    checkpoints = []
+    for index in range(num_models):
+        model = folder / f"m{index}"
+        model.mkdir(exist_ok=True)
+        if index == num_models - 1:
+            torch.save({"model": tensors(index)}, model / "model.pt")
+            checkpoints.append(open_checkpoint(model / "model.pt", f"m{index}"))
+        else:
+            contiguous = {name: tensor.contiguous() for name, tensor in tensors(index).items()}
+            save_file(contiguous, model / "model.safetensors")
+            (model / "config.json").write_text("{}")
+            checkpoints.append(open_checkpoint(model))
+    weights = [(index + 1) / sum(range(num_models + 1)) for index in range(num_models)]
+    return Recipe(checkpoints, weights, get_method(method), **options)  # type: ignore[arg-type]
+
+
+def mean(num_models: int = 2) -> dict[str, torch.Tensor]:
+    """Return the soup of `recipe`, in float64."""
+    weights = [(index + 1) / sum(range(num_models + 1)) for index in range(num_models)]
+    models = [tensors(index) for index in range(num_models)]
+    return {
+        name: sum(model[name].double() * weight for model, weight in zip(models, weights, strict=True))
+        if models[0][name].is_floating_point()
+        else models[0][name]
+        for name in models[0]
+    }
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("num_models", [1, 2, 4])
+def test_a_merge_of_mixed_formats_is_the_float64_mean_rounded_once(tmp_path, num_models):
+    merge(recipe(tmp_path, num_models), tmp_path / "out")
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    for name, expected in mean(num_models).items():
+        assert found[name].dtype == tensors(0)[name].dtype
+        # The order of a sum may change its last float64 bit, and so, rarely, the rounding.
+        tolerance = {torch.bfloat16: 2**-8, torch.float64: 1e-15}.get(found[name].dtype, 2**-23)
+        torch.testing.assert_close(found[name].double(), expected.double(), rtol=tolerance, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["linear", "slerp"])
+@pytest.mark.parametrize(("piece", "threads", "budget"), [(7, 1, 1 << 20), (64, 3, 1), (1 << 20, 2, 1000)])
+def test_pieces_threads_and_memory_change_no_byte(tmp_path, monkeypatch, method, piece, threads, budget):
+    merge(recipe(tmp_path, method=method), tmp_path / "whole")
+    monkeypatch.setattr(stream, "PIECE_ELEMENTS", piece)
+    monkeypatch.setattr(stream, "BUDGET_BYTES", budget)
+    monkeypatch.setattr(stream, "num_cores", lambda: threads)
+    before = torch.get_num_threads()
+    merge(recipe(tmp_path, method=method), tmp_path / "cut")
+    assert torch.get_num_threads() == before
+    whole, cut = ((tmp_path / out / "model.safetensors").read_bytes() for out in ("whole", "cut"))
+    assert whole == cut
+
+
+@pytest.mark.parametrize("chosen", [0, 1])
+def test_all_the_weight_on_one_model_gives_its_bytes_from_every_format(tmp_path, chosen):
+    given = recipe(tmp_path)
+    merge(Recipe(given.checkpoints, (1.0 - chosen, float(chosen)), given.method), tmp_path / "out")
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors(chosen).items())
+
+
+@pytest.mark.parametrize("shard_bytes", [1, 3000, 5000])
+def test_shards_together_are_the_single_file(tmp_path, shard_bytes):
+    given = recipe(tmp_path)
+    merge(given, tmp_path / "one")
+    merge(given, tmp_path / "many", shard_bytes=shard_bytes)
+    index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text())
+    whole = load_file(tmp_path / "one" / "model.safetensors")
+    assert index["metadata"]["total_size"] == sum(t.numel() * t.element_size() for t in whole.values())
+    for name, file in index["weight_map"].items():
+        assert torch.equal(load_file(tmp_path / "many" / file)[name], whole[name])
+    for file in set(index["weight_map"].values()):
+        sizes = [t.numel() * t.element_size() for t in load_file(tmp_path / "many" / file).values()]
+        assert sum(sizes) <= shard_bytes or len(sizes) == 1
+    assert open_checkpoint(tmp_path / "many").infos.keys() == whole.keys()
+
+
+def test_the_result_may_have_another_dtype_and_the_models_too(tmp_path):
+    given = recipe(tmp_path)
+    save_file(
+        {n: t.contiguous().half() if n == "small" else t.contiguous() for n, t in tensors(0).items()},
+        tmp_path / "m0" / "model.safetensors",
+    )
+    with pytest.raises(UserError, match=r"dtype: small"):
+        Recipe([open_checkpoint(tmp_path / "m0"), given.checkpoints[1]], (0.5, 0.5), given.method).check()
+    mixed = Recipe(
+        [open_checkpoint(tmp_path / "m0"), given.checkpoints[1]],
+        given.weights,
+        given.method,
+        policies=Policies(dtype="F32"),
+    )
+    merge(mixed, tmp_path / "out")
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    assert {t.dtype for t in found.values()} == {torch.float32, torch.int64}
+    expected = tensors(0)["small"].half().double() / 3 + tensors(1)["small"].double() * 2 / 3
+    torch.testing.assert_close(found["small"], expected.float(), rtol=2**-23, atol=0)
+
+
+def test_a_plan_needs_no_data_and_tells_memory_bytes_and_time(tmp_path):
+    summary = plan(recipe(tmp_path))
+    assert summary["bytes_written"] == sum(t.numel() * t.element_size() for t in tensors(0).values())
+    assert summary["bytes_read"] == 2 * summary["bytes_written"]
+    assert stream.TORCH_BYTES < summary["bytes_memory"] < stream.TORCH_BYTES + 1_000_000
+    assert summary["seconds"] >= stream.START_SECONDS
+
+
+# --- killed, interrupted, out of space --------------------------------------------------------------------------------
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from soups import output, stream
+stream.PIECE_ELEMENTS = 100
+real, count = os.pwrite, [0]
+def pwrite(file, data, position):
+    count[0] += 1
+    if count[0] == {at}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(file, data, position)
+os.pwrite = pwrite
+if {at} < 0:
+    Path.rename = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
+from soups.cli import main
+sys.argv = ["soups", "merge", *{models}, "-o", {out}]
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    "at", [9, *(pytest.param(at, marks=pytest.mark.slow) for at in (1, 2, 20, -1))], ids=lambda at: f"write {at}"
+)
+def test_a_killed_merge_leaves_nothing_under_the_final_name_and_the_next_one_cleans_up(tmp_path, at):
+    given = recipe(tmp_path)
+    models = [str(checkpoint.path) for checkpoint in given.checkpoints]
+    (tmp_path / "results").mkdir()
+    code = KILLED.format(at=at, models=models, out=repr(str(tmp_path / "results" / "out")))
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    (left,) = names_in(tmp_path / "results")
+    assert left.startswith(".out.")
+    merge(given, tmp_path / "results" / "out")
+    assert names_in(tmp_path / "results") == ["out"]
+    assert names_in(tmp_path / "results" / "out") == ["README.md", "config.json", "model.safetensors"]
+
+
+def fail_at(monkeypatch: pytest.MonkeyPatch, call: str, number: int, error: BaseException) -> None:
+    """Make one call of a function of ``os`` fail."""
+    real, count = getattr(os, call), [0]
+
+    def failing(*args: object) -> object:
+        count[0] += 1
+        if count[0] == number:
+            raise error
+        return real(*args)
+
+    monkeypatch.setattr(os, call, failing)
+
+
+FULL, BROKEN = OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EIO, "Input/output error")
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(
+    ("call", "number", "error"),
+    [
+        ("posix_fallocate", 1, FULL),
+        *[("pwrite", number, error) for number in (1, 2, 5) for error in (FULL, BROKEN, KeyboardInterrupt())],
+        *[("fsync", number, error) for number in (1, 2) for error in (FULL, BROKEN, KeyboardInterrupt())],
+    ],
+    ids=repr,
+)
+def test_a_failed_write_leaves_nothing_at_all(tmp_path, monkeypatch, threads, call, number, error):
+    given = recipe(tmp_path)
+    before = names_in(tmp_path)
+    monkeypatch.setattr(stream, "num_cores", lambda: threads)
+    fail_at(monkeypatch, call, number, error)
+    expected = UserError if isinstance(error, OSError) else KeyboardInterrupt
+    with pytest.raises(expected) as caught:
+        merge(given, tmp_path / "out")
+    assert names_in(tmp_path) == before
+    if error is FULL:
+        assert "No space left on device" in str(caught.value)
+        assert "free some space" in str(caught.value)
+
+
+def test_an_error_of_the_disk_between_two_writes_is_not_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr(output, "SYNC_SECONDS", 0.0)
+    fail_at(monkeypatch, "fdatasync", 1, BROKEN)
+    shards = output.plan_shards({"a": TensorInfo("F32", (1,), tmp_path)}, {})
+    with pytest.raises(OSError, match="Input/output error"), output.WeightFiles(tmp_path, shards) as files:
+        files._syncing.join()  # it ends at its first error
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_read(tmp_path, monkeypatch):
+    given = recipe(tmp_path)
+    monkeypatch.setattr(output.shutil, "disk_usage", lambda path: _Usage(1000))
+    monkeypatch.setattr(type(given.checkpoints[0]), "digest", property(lambda self: pytest.fail("data was read")))
+    with pytest.raises(UserError, match=r"are needed, 0 MB are free"):
+        merge(given, tmp_path / "out")
+    assert "out" not in names_in(tmp_path)
+
+
+class _Usage:
+    def __init__(self, free: int) -> None:
+        self.free = free
+
+
+def test_a_folder_without_permission_is_a_persons_error(tmp_path, monkeypatch):
+    def refuse(self: Path, *args: object, **kwargs: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    given = recipe(tmp_path)
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(UserError, match="Permission denied"):
+        merge(given, tmp_path / "out")
+
+
+def test_a_merge_in_progress_is_not_cleaned_up_by_another(tmp_path):
+    with new_folder(tmp_path / "out") as first:
+        (first / "x").touch()
+        with pytest.raises(RuntimeError, match="stop"), new_folder(tmp_path / "out"):
+            raise RuntimeError("stop")
+        assert names_in(first) == ["x"]
+    assert names_in(tmp_path) == ["out"]
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_named(tmp_path):
+    given = recipe(tmp_path)
+    path = tmp_path / "m0" / "model.safetensors"
+    raw = path.read_bytes()
+    path.write_bytes(raw[: len(raw) // 2])
+    with pytest.raises(UserError, match="it became shorter while it was read"):
+        merge(given, tmp_path / "out")
+    assert names_in(tmp_path) == ["m0", "m1"]
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_jobs_stop_at_the_first_error_and_keep_to_the_budget(threads):
+    held, most, done = [0], [0], []
+
+    def job(number: int) -> Job:
+        def run() -> None:
+            held[0] += 10
+            most[0] = max(most[0], held[0])
+            done.append(number)
+            held[0] -= 10
+            if number == 20:
+                raise UserError("job 20")
+
+        return Job(run, 10)
+
+    with pytest.raises(UserError, match="job 20"):
+        run_jobs((job(number) for number in range(100_000)), threads, budget=20)
+    assert most[0] <= 20
+    assert set(range(21)) <= set(done)
+    assert len(done) < 100_000
+    done.clear()
+    run_jobs([Job(lambda: done.append(1), 1000)] * 5, threads, budget=20)  # a job above the budget runs alone
+    assert len(done) == 5
+
+
+def test_the_number_of_threads_follows_the_environment(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert engine.num_cores() == 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "100000")
+    assert engine.num_cores() == len(os.sched_getaffinity(0))
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert engine.num_cores() == len(os.sched_getaffinity(0))
+
+
+# --- wrong input is refused before a byte is written ------------------------------------------------------------------
+
+
+def different_shape(state: dict[str, torch.Tensor]) -> None:
+    state["small"] = torch.zeros(4)
+
+
+def missing_tensor(state: dict[str, torch.Tensor]) -> None:
+    del state["half"]
+
+
+def extra_tensor(state: dict[str, torch.Tensor]) -> None:
+    state["more"] = torch.zeros(1)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (different_shape, "shape: small is F32 [4], expected F32 [3]"),
+        (missing_tensor, "missing: half"),
+        (extra_tensor, "extra: more"),
+    ],
+)
+def test_models_that_do_not_fit_are_refused_with_names_and_a_hint(tmp_path, change, expected):
+    given = recipe(tmp_path)
+    state = tensors(1)
+    change(state)
+    torch.save(state, tmp_path / "odd.pt")
+    args = ["merge", str(given.checkpoints[0].path), str(tmp_path / "odd.pt"), "-o", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, args)
+    assert result.exit_code == 2
+    assert expected in result.stderr
+    assert "fix:" in result.stderr
+    assert names_in(tmp_path) == ["m0", "m1", "odd.pt"]
+
+
+@pytest.mark.parametrize("cut", [0.1, 0.5, 0.99])
+@pytest.mark.parametrize("model", [0, 1])
+def test_truncated_files_are_refused_before_a_byte_is_written(tmp_path, cut, model):
+    given = recipe(tmp_path)
+    path = given.checkpoints[model].weight_paths[0]
+    raw = path.read_bytes()
+    path.write_bytes(raw[: int(len(raw) * cut)])
+    args = ["merge", *(str(c.path) for c in given.checkpoints), "-o", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, args)
+    assert result.exit_code == 2
+    assert "corrupt" in result.stderr
+    assert str(path) in result.stderr
+    assert names_in(tmp_path) == ["m0", "m1"]

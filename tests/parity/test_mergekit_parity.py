@@ -1,0 +1,113 @@
+"""The same files and the same recipe, merged by mergekit 0.1.5 and here.
+
+Runs where mergekit can be imported, or with SOUPS_MERGEKIT = the python of an environment that has it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from soups.merge import merge
+from soups.recipe import load_recipe
+from soups.state import open_checkpoint
+
+PYTHON = os.environ.get("SOUPS_MERGEKIT") or (sys.executable if importlib.util.find_spec("mergekit") else None)
+pytestmark = pytest.mark.skipif(PYTHON is None, reason="mergekit is not installed and SOUPS_MERGEKIT is not set")
+
+SHAPES = {
+    "embed.weight": (20, 8),
+    "layers.0.attn.weight": (8, 8),
+    "layers.1.mlp.weight": (16, 8),
+    "layers.1.mlp.bias": (16,),
+}
+# Each call of mergekit's program costs seconds of imports: all recipes in one process.
+PROGRAM = """
+import sys
+from mergekit.scripts.merge_raw_pytorch import main
+for recipe in sys.argv[1:]:
+    main.main(args=[recipe, recipe.removesuffix(".yaml")], standalone_mode=False)
+"""
+
+
+def recipes(folder):
+    """Return the recipes by name; `weights` per model, or for slerp the position."""
+    a, b, c, base = (str(folder / f"{name}.safetensors") for name in ("a", "b", "c", "base"))
+
+    def mixture(method, weights, base_model=None, **parameters):
+        models = [{"model": m, "parameters": {"weight": w}} for m, w in zip((a, b, c), weights, strict=False)]
+        recipe = {"merge_method": method, "models": models, "parameters": parameters, "dtype": "float32"}
+        return recipe | ({"base_model": base_model} if base_model else {})
+
+    def slerp(t):
+        models = [{"model": a}, {"model": b}]
+        return {"merge_method": "slerp", "base_model": a, "models": models, "parameters": {"t": t}, "dtype": "float32"}
+
+    by_name = [{"filter": "attn", "value": 0.2}, {"filter": "mlp.weight", "value": 0.9}, {"value": 0.5}]
+    return {
+        "linear": mixture("linear", (0.3, 0.7)),
+        "linear_of_three_normalised": mixture("linear", (1, 2, 3)),
+        "linear_not_normalised": mixture("linear", (1.5, -0.75), normalize=False),
+        "slerp": slerp(0.3),
+        "slerp_by_name": slerp(by_name),
+        "task_arithmetic": mixture("task_arithmetic", (0.4, 0.5, 0.6), base),
+        "task_arithmetic_scaled": mixture("task_arithmetic", (1, -0.5), base, **{"lambda": 0.7}),
+        "task_arithmetic_normalised": mixture("task_arithmetic", (1, 3), base, normalize=True),
+        "ties": mixture("ties", (0.5, 0.5), base, density=0.3),
+        "ties_of_three": mixture("ties", (0.2, 0.5, 1.3), base, density=0.55, int8_mask=True, **{"lambda": 0.8}),
+        "ties_not_normalised": mixture("ties", (0.6, 0.7), base, density=0.4, normalize=False),
+        "ties_dense": mixture("ties", (0.5, 0.5), base),
+        "breadcrumbs": mixture("breadcrumbs", (0.5, 0.7), base, density=0.6, gamma=0.1),
+        "breadcrumbs_ties": mixture("breadcrumbs_ties", (0.5, 0.7), base, density=0.6, gamma=0.1),
+        "dare_dense": mixture("dare_ties", (0.5, 0.7), base),
+        "model_stock": {
+            "merge_method": "model_stock",
+            "base_model": base,
+            "models": [{"model": a}, {"model": b}, {"model": c}],
+            "dtype": "float32",
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def merged_by_mergekit(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mergekit")
+    generator = torch.Generator().manual_seed(0)
+    base = {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+    save_file(base, folder / "base.safetensors")
+    for name in "abc":
+        moved = {key: value + 0.3 * torch.randn(value.shape, generator=generator) for key, value in base.items()}
+        save_file(moved, folder / f"{name}.safetensors")
+    paths = []
+    for name, recipe in recipes(folder).items():
+        paths.append(folder / f"{name}.yaml")
+        paths[-1].write_text(yaml.safe_dump(recipe))
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [str(PYTHON), "-c", PROGRAM, *map(str, paths)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.parametrize("name", list(recipes(Path())))
+def test_the_result_is_that_of_mergekit(merged_by_mergekit, tmp_path, name):
+    expected = {}
+    for file in (merged_by_mergekit / name).glob("*.safetensors"):
+        expected |= load_file(file)
+    merge(load_recipe(merged_by_mergekit / f"{name}.yaml"), tmp_path / "out")
+    result = open_checkpoint(tmp_path / "out").load()
+    assert result.keys() == expected.keys() == SHAPES.keys()
+    for key, tensor in expected.items():
+        # Both sum in float32 or wider and store float32; entries are of size 1.
+        torch.testing.assert_close(
+            result[key], tensor, rtol=1e-5, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}"
+        )

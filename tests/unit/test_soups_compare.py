@@ -1,0 +1,116 @@
+"""Comparison of fronts: volumes in more dimensions, coverage, equal numbers of points, reading other sets."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from soups import pareto
+from soups.compare import PointSet, compare, read_scores
+from soups.errors import UserError
+from soups.front import compute_front
+from soups.metric_names import written
+from soups.results import Result
+
+
+def point_set(name, points, **options):
+    points = np.array(points, float)
+    return PointSet(name, points, points[None], **options)
+
+
+@pytest.mark.parametrize("num_rewards", [1, 2, 3, 4])
+def test_the_hypervolume_is_that_of_a_count_of_cells(num_rewards):
+    rng = np.random.default_rng(num_rewards)
+    for _ in range(20):
+        points = rng.integers(0, 5, size=(6, num_rewards)).astype(float)
+        cells = np.stack(np.meshgrid(*[np.arange(4)] * num_rewards, indexing="ij"), axis=-1).reshape(-1, num_rewards)
+        covered = (points[:, None, :] >= cells[None] + 1).all(axis=2).any(axis=0).sum()
+        clipped = np.minimum(points, 4.0)
+        assert pareto.hypervolume(clipped, np.zeros(num_rewards)) == pytest.approx(float(covered))
+
+
+def test_equal_points_are_evenly_spaced_with_both_ends():
+    assert pareto.evenly_spaced(21, 11).tolist() == list(range(0, 21, 2))
+    assert pareto.evenly_spaced(5, 9).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_set_that_covers_another_needs_no_shift():
+    good, bad = [[0, 4], [3, 3], [4, 0]], [[0, 3], [2, 2], [3, 0]]
+    result = compare([point_set("soups", good), point_set("morl", bad)])
+    assert result["coverage"]["morl"]["num_uncovered"] == 0
+    assert result["coverage"]["morl"]["epsilon"] <= 0
+    soups, morl = result["sets"]
+    assert soups["epsilon"]["value"] == soups["igd_plus"]["value"] == 0
+    assert morl["epsilon"]["value"] == pytest.approx(0.25)
+    reverse = compare([point_set("soups", bad), point_set("morl", good)])["coverage"]["morl"]
+    assert reverse["num_uncovered"] == 3
+    assert reverse["shifts"] == pytest.approx([0.25, 0.25, 0.25])
+
+
+def test_the_straight_line_is_measured_but_is_no_target():
+    line = point_set("straight line", [[0, 9], [9, 0]], is_target=False)
+    result = compare([point_set("soups", [[0, 4], [4, 0]]), line])
+    assert result["box"] == {"worst": [0.0, 0.0], "best": [4.0, 4.0]}
+    assert "straight line" not in result["coverage"]
+
+
+def test_other_sets_are_read_from_numbers_lists_and_fronts(tmp_path):
+    path = tmp_path / "morl.json"
+    points = [{"metrics": {"a": 1, "b": [2, 4]}}, {"metrics": {"a": {"value": 3.0}, "b": 5}}]
+    path.write_text(json.dumps({"points": points[1:]}))
+    assert read_scores(path, ("b", "a")).tolist() == [[[5.0, 3.0]]]
+    path.write_text(json.dumps({"points": points}))
+    with pytest.raises(UserError, match="different numbers of samples"):
+        read_scores(path, ("a", "b"))
+    with pytest.raises(UserError, match="no metric 'c'"):
+        read_scores(path, ("c",))
+    for text in ("{", "[]", '{"points": []}', '{"points": [3]}', '{"points": [{"metrics": {"a": "x"}}]}'):
+        path.write_text(text)
+        with pytest.raises(UserError):
+            read_scores(path, ("a",))
+    with pytest.raises(UserError, match="cannot read"):
+        read_scores(tmp_path / "nowhere", ("a",))
+
+
+def soup(share, x, y, modules=None):
+    scores = {"x": [x, x + 1], "y": [y, y + 1]}
+    means = {"x": x + 0.5, "y": y + 0.5}
+    return Result(f"{share}{modules}", {"a": 1 - share, "b": share}, means, 2, scores, modules=modules or {})
+
+
+def test_the_front_has_labels_a_comparison_and_a_knee_with_its_share():
+    results = [soup(0.0, 0, 4), soup(0.5, 3, 3), soup(1.0, 4, 0)]
+    data = compute_front(results, "x", "y", series={"morl": np.array([[[1.0, 1.0], [2.0, 2.0]]])})
+    assert data["labels"] == {"x": "X", "y": "Y"}
+    assert [row["name"] for row in data["comparison"]["sets"]] == ["soups", "morl", "straight line"]
+    assert data["knee"]["coefficients"] == {"a": 0.5, "b": 0.5}
+    assert data["knee"]["share_of_resamples"] == 1.0
+    assert data["series"][0]["points"][0]["metrics"]["x"]["value"] == 1.5
+    json.dumps(data, allow_nan=False)
+
+
+def test_coefficients_per_module_leave_no_straight_line():
+    modules = {"head": {"a": 0.5, "b": 0.5}}
+    data = compute_front([soup(0.0, 0, 4, modules), soup(1.0, 4, 0, modules)], "x", "y")
+    assert data["straight_line"] is data["margins"] is None
+    assert data["points"][0]["modules"] == modules
+
+
+@pytest.mark.parametrize(
+    ("metric", "text"),
+    [
+        ("cider_d", "CIDEr-D"),
+        ("bleu4", "BLEU-4"),
+        ("rouge_l", "ROUGE-L"),
+        ("vqa_accuracy", "VQA accuracy"),
+        ("brevity", "Brevity"),
+        ("near_a", "Near a"),
+        ("CIDEr", "CIDEr"),
+        ("My metric", "My metric"),
+        ("<i>", "<i>"),
+    ],
+)
+def test_metrics_are_written_as_people_write_them(metric, text):
+    assert written(metric) == text

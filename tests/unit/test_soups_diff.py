@@ -1,0 +1,121 @@
+"""Distances in weights against float64 formulas, and barriers and disagreement on hand-made scores."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from soups import diff as diff_module
+from soups.diff import diff, matching_units
+from soups.errors import UserError
+from soups.modules import module_of
+from soups.path import barriers, disagreement, paths
+from soups.results import Result
+from soups.state import open_checkpoint
+
+
+def save(folder, state):
+    folder.mkdir()
+    save_file(state, folder / "model.safetensors")
+    return open_checkpoint(folder)
+
+
+def state(seed, steps=1):
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "layers.0.weight": torch.randn(6, 5, generator=generator),
+        "layers.0.bias": torch.randn(6, generator=generator),
+        "layers.1.weight": torch.randn(6, 6, generator=generator),
+        "head": torch.randn(3, generator=generator),
+        "steps": torch.tensor(steps),
+    }
+
+
+@pytest.mark.parametrize("piece", [4, 1 << 20])
+def test_norms_cosines_and_signs_are_those_of_task_vectors(tmp_path, monkeypatch, piece):
+    monkeypatch.setattr(diff_module, "PIECE", piece)
+    base, a, b = state(0), state(1), state(2, steps=9)
+    a["head"] = base["head"].clone()  # not changed by the first model
+    data = diff([save(tmp_path / "a", a), save(tmp_path / "b", b)], save(tmp_path / "base", base))
+    assert list(data["modules"]) == ["head", "layers.0", "layers.1", "all"]
+    assert data["integers"] == ["steps"]
+    names = ["layers.0.weight", "layers.0.bias"]
+    flat = [torch.cat([s[n].reshape(-1) for n in names]).double() for s in (a, b, base)]
+    first, second = flat[0] - flat[2], flat[1] - flat[2]
+    row = data["modules"]["layers.0"]
+    assert row["num_entries"] == 36
+    assert row["distance"]["a|b"] == pytest.approx(float((flat[0] - flat[1]).norm()))
+    assert row["update_norm"] == pytest.approx({"a": float(first.norm()), "b": float(second.norm())})
+    assert row["relative_update"]["a"] == pytest.approx(float(first.norm() / flat[2].norm()))
+    cosine = float(first @ second / first.norm() / second.norm())
+    assert row["cosine"]["a|b"] == pytest.approx(cosine)
+    assert row["sign_agreement"]["a|b"] == pytest.approx(float((first.sign() == second.sign()).double().mean()))
+    head = data["modules"]["head"]
+    assert head["changed"] == {"a": 0.0, "b": 1.0}
+    assert head["cosine"]["a|b"] is head["sign_agreement"]["a|b"] is None
+
+
+def test_without_a_base_there_are_distances_only(tmp_path):
+    row = diff([save(tmp_path / "a", state(1)), save(tmp_path / "b", state(2))])["modules"]["all"]
+    assert set(row) == {"num_entries", "norm", "distance"}
+
+
+def test_permuted_units_are_noticed_and_fine_tunings_are_not(tmp_path):
+    weight = torch.randn(40, 30, generator=torch.Generator().manual_seed(0))
+    near = weight + 0.1 * torch.randn(40, 30, generator=torch.Generator().manual_seed(1))
+    moved = weight[torch.randperm(40, generator=torch.Generator().manual_seed(2))]
+    assert matching_units(weight, near) == 1.0
+    assert matching_units(weight, moved) < 0.2
+    assert matching_units(weight[:1], weight[:1]) is matching_units(weight[:, 0], weight[:, 0]) is None
+    data = diff([save(tmp_path / "a", {"w": weight}), save(tmp_path / "b", {"w": moved})])
+    assert data["permutation"]["a|b"]["moved"][0]["tensor"] == "w"
+
+
+def test_models_of_other_shapes_are_refused(tmp_path):
+    with pytest.raises(UserError, match="does not match"):
+        diff([save(tmp_path / "a", {"w": torch.zeros(2)}), save(tmp_path / "b", {"w": torch.zeros(3)})])
+
+
+def test_modules_end_at_the_first_number():
+    names = ("encoder.layers.3.self_attn.q.weight", "embed.weight", "scale")
+    assert [module_of(name) for name in names] == ["encoder.layers.3", "embed", "scale"]
+
+
+def result(share, values, samples=()):
+    return Result(
+        f"{share}", {"a": 1 - share, "b": share}, {"acc": float(np.mean(values))}, len(values), {"acc": values}, samples
+    )
+
+
+def test_barriers_by_both_definitions_and_gains():
+    path = [result(0.0, [4.0, 4.0]), result(0.5, [1.0, 1.0]), result(0.75, [2.0, 2.0]), result(1.0, [0.0, 0.0])]
+    row = barriers(path)["acc"]
+    # chord: 2 at 0.5 and 1 at 0.75; mean of the ends: 2, of which 0 is the lowest score, at an end
+    assert row["chord"]["value"] == pytest.approx(1.0)
+    assert row["mean_of_ends"]["value"] == pytest.approx(2.0)
+    assert row["gain"]["value"] == pytest.approx(1.0)
+    assert row["grid"] == [0.0, 0.5, 0.75, 1.0]
+
+
+def test_paths_need_both_ends_and_a_point_between():
+    ends = [result(0.0, [1.0]), result(1.0, [1.0])]
+    assert paths(ends) == {}
+    assert list(paths([*ends, result(0.5, [1.0]), result(1.5, [1.0])])) == ["a|b"]
+    assert len(paths([*ends, result(0.5, [1.0]), result(1.5, [1.0])])["a|b"]) == 3
+
+
+def test_disagreement_of_right_and_wrong_answers():
+    first = result(0.0, [1.0, 1.0, 0.0, 0.0], [{"output": "cat"}, {"output": "dog"}])
+    second = result(1.0, [1.0, 0.0, 1.0, 0.0], [{"output": "cat"}, {"output": "cow"}])
+    row = disagreement([first, second])["a|b"]
+    assert row["metrics"]["acc"] == {
+        "mean_difference": 0.5,
+        "correlation": 0.0,
+        "one_wrong": 0.5,
+        "both_wrong": 0.25,
+        "ratio": 2.0,
+        "q": 0.0,
+    }
+    assert row["outputs"] == {"num_samples": 2, "share": 0.5}

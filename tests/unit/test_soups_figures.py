@@ -1,0 +1,159 @@
+"""Every kind of figure from hand-made results: what it holds, that it is drawn, that pages are self-contained."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from soups.errors import UserError
+from soups.figures import Inputs, draw, kind_names
+from soups.interactive import page
+from soups.plot import save_figure
+from soups.results import Result
+
+PICTURE = BytesIO()
+Image.fromarray(np.full((4, 6, 3), 200, np.uint8)).save(PICTURE, "PNG")
+URI = "data:image/png;base64," + base64.b64encode(PICTURE.getvalue()).decode()
+
+
+def sweep(shares, bend=1.0, names=("first", "second"), output="a <b>cat</b>"):
+    rows = []
+    for share in shares:
+        means = {"cider": 1 - share**2 * bend, "brevity": 1 - (1 - share) ** 2, "speed": 1 + share * (1 - share)}
+        scores = {metric: [mean - 0.1, mean, mean + 0.1] for metric, mean in means.items()}
+        samples = [{"prompt": f"picture {i}", "output": f"{output} {share:g}"} for i in range(3)]
+        coefficients = {names[0]: 1 - share, names[1]: share}
+        rows.append(Result(f"{names}{share}", coefficients, means, 3, scores, samples))
+    return rows
+
+
+MAIN = sweep(np.linspace(0, 1, 5).tolist())
+BEYOND = sweep([-0.5, 0.0, 0.5, 1.0, 1.5])
+SERIES = {"morl": np.array([[[0.5, 0.5]], [[0.4, 0.9]]])}
+INIT = {"cider": 0.2, "brevity": 0.3, "speed": 0.9}
+INPUTS = {
+    "front": Inputs({"main": MAIN}, init=INIT, series=SERIES, trajectories=SERIES, fit="smooth"),
+    "spider": Inputs({"main": MAIN, "morl": MAIN[1:2]}, init=INIT),
+    "user-preference": Inputs({"main": MAIN}, series=SERIES, init={"cider": 2.0, "brevity": 2.0}),
+    "metrics-vs-lambda": Inputs({"main": MAIN}, init=INIT),
+    "ensemble-vs-soup": Inputs({"main": MAIN}, series={"ensemble": SERIES["morl"]}),
+    "theory": Inputs(),
+    "wise": Inputs({"main": MAIN, "to init": sweep([0.0, 0.5, 1.0], 0.3, ("first", "init"))}, fit="steps"),
+    "seeds": Inputs({"main": MAIN, "again": sweep([0.0, 0.5, 1.0], 0.9)}),
+    "extrapolate": Inputs({"main": BEYOND}),
+    "grid": Inputs({"main": MAIN, "b": sweep([0.0, 1.0]), "c": MAIN}, num_columns=2),
+    "strip": Inputs({"main": MAIN}),
+}
+
+
+def test_the_kinds_are_those_of_the_papers():
+    assert kind_names() == sorted([*INPUTS, "end-to-end", "pairs", "radar"])
+
+
+@pytest.mark.parametrize("kind", INPUTS)
+def test_every_kind_is_drawn_and_its_page_holds_its_data(kind, tmp_path):
+    figure = draw(kind, INPUTS[kind])
+    (path,) = save_figure(figure, tmp_path, kind, kinds=("png",))
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert np.asarray(Image.open(path)).std() > 1  # not blank
+    html = page(figure)
+    assert not re.search(r"(src|href)\s*=|@import|url\(", html)
+    assert "<b>cat" not in html
+    data = json.loads(html.partition('id="data">')[2].partition("</script>")[0])
+    assert data["title"] == figure.title
+    assert len(data["panels"]) == len(figure.panels)
+
+
+def curves(figure, panel=0):
+    """Return the first curve of each name; the second may be its chord."""
+    return {curve.name: curve for curve in reversed(figure.panels[panel].curves)}
+
+
+def test_the_front_shows_values_labels_and_samples():
+    figure = draw("front", INPUTS["front"])
+    plane, found = figure.panels[0], curves(figure)
+    assert (plane.x_label, plane.y_label) == ("CIDEr", "Brevity")
+    soups = found["soup"].marks
+    assert [mark.x for mark in soups] == pytest.approx([r.metrics["cider"] for r in MAIN])
+    assert [mark.y for mark in soups] == pytest.approx([r.metrics["brevity"] for r in MAIN])
+    assert soups[1].samples[0] == {"prompt": "picture 0", "output": "a <b>cat</b> 0.25"}
+    assert soups[1].details["Coefficients"] == {"first": "0.75", "second": "0.25"}
+    assert (soups[0].label, soups[-1].label) == ("first", "second")
+    assert len(found["soup"].path) == 80
+    assert (found["init"].marks[0].x, found["morl"].marker) == (0.2, "square")
+
+
+def test_steps_enclose_what_is_dominated():
+    figure = draw("front", Inputs({"main": MAIN}, fit="steps"))
+    path = np.array(curves(figure)["soup"].path)
+    assert ((np.diff(path[:, 0]) == 0) | (np.diff(path[:, 1]) == 0)).all()
+
+
+def test_a_spider_map_runs_from_the_worst_to_the_best():
+    spider = draw("spider", INPUTS["spider"]).panels[0]
+    assert [spoke.label for spoke in spider.spokes] == ["CIDEr", "Brevity", "Speed"]
+    assert (spider.spokes[0].worst, spider.spokes[0].best) == (0.0, 1.0)
+    assert [polygon.name for polygon in spider.polygons] == ["init", "first", "second", "uniform soup", "morl"]
+
+
+def test_a_preference_for_one_metric_gives_its_expert_all():
+    found = curves(draw("user-preference", Inputs({"main": MAIN})))
+    matched = found["coefficient = preference"].marks
+    assert (matched[0].y, matched[-1].y) == pytest.approx((1.0, 1.0))
+    assert found["coefficient 1"].marks[0].y == pytest.approx(0.0)
+    # quadratic rewards with equal gaps: at one half the best soup is in the middle, 3/4 of the way in both
+    assert matched[10].y == pytest.approx(0.75)
+    assert found["cross-validated"].marks[10].y == pytest.approx(0.75)
+
+
+def test_metrics_are_relative_to_the_init_or_to_the_first_model():
+    found = curves(draw("metrics-vs-lambda", Inputs({"main": MAIN}, init=INIT)))
+    assert [mark.y for mark in found["CIDEr"].marks] == pytest.approx([r.metrics["cider"] / 0.2 for r in MAIN])
+    assert curves(draw("metrics-vs-lambda", Inputs({"main": MAIN})))["CIDEr"].marks[0].y == 1.0
+
+
+def test_extrapolated_points_are_hollow_and_shaded():
+    figure = draw("extrapolate", INPUTS["extrapolate"])
+    assert [mark.is_faded for mark in curves(figure)["soup"].marks] == [True, False, False, False, True]
+    assert figure.panels[1].shaded == [(-0.5, 0.0), (1.0, 1.5)]
+
+
+def test_a_strip_has_a_row_per_example_and_may_hold_pictures(tmp_path):
+    strip = draw("strip", INPUTS["strip"]).panels[0]
+    assert (strip.rows[1], strip.columns[0], strip.columns[2]) == ("picture 1", "first", "0.5 : 0.5")
+    assert strip.cells[1][2] == "a <b>cat</b> 0.5"
+    pictures = [Result(r.key, r.coefficients, r.metrics, 3, r.scores, [{"uid": "7", "picture": URI}]) for r in MAIN]
+    figure = draw("strip", Inputs({"main": pictures}))
+    assert figure.panels[0].cells == [[URI] * 5]
+    save_figure(figure, tmp_path, "strip", kinds=("png",))
+    pixels = np.asarray(Image.open(tmp_path / "strip.png").convert("RGB"))
+    assert (pixels == 200).all(axis=2).mean() > 0.02
+
+
+def test_small_multiples_share_their_axes():
+    figure = draw("grid", INPUTS["grid"])
+    assert (figure.shares_axes, figure.num_columns, len(figure.panels)) == (True, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "inputs", "message"),
+    [
+        ("pie", Inputs(), "did you mean|choices"),
+        ("front", Inputs(), "needs the results"),
+        ("extrapolate", Inputs({"main": MAIN}), "no point lies beyond"),
+        ("ensemble-vs-soup", Inputs({"main": MAIN}), "no ensemble"),
+        ("wise", Inputs({"main": MAIN}), "only one sweep"),
+        ("strip", Inputs({"main": [Result("k", {"a": 1.0}, {"x": 1.0}, 1, {"x": [1.0]})]}), "no examples"),
+        ("spider", Inputs({"main": [Result("k", {"a": 1.0}, {"x": 1.0}, 1, {"x": [1.0]})]}), "three metrics"),
+        ("front", Inputs({"main": MAIN}, init={"cider": 1.0}), "no score 'brevity'"),
+    ],
+)
+def test_what_does_not_suffice_is_named(kind, inputs, message):
+    with pytest.raises(UserError, match=message):
+        draw(kind, inputs)

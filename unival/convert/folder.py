@@ -1,0 +1,245 @@
+"""Read and write `transformers` folders that came from, or go to, a file of the original."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from unival import __version__
+from unival.checkpoint import atomic_folder, digest, quiet_transformers, resolve_model_dir
+from unival.convert.layout import EMBEDDING, TIED, empty_model, original_names, shapes_of
+from unival.convert.original import Original, native_settings
+from unival.errors import UserError
+from unival.model.configuration import UnivalConfig
+from unival.model.processing import UnivalProcessor
+from unival.model.tokenizer import load_bpe_tokenizer
+
+RECORD = "fairseq.json"
+EXTRA = "fairseq.safetensors"
+IMAGENET = {"pixel_mean": [0.485, 0.456, 0.406], "pixel_std": [0.229, 0.224, 0.225]}
+
+CARD = """---
+library_name: transformers
+tags: [unival]
+---
+# UnIVAL, converted from `{file}`
+
+UnIVAL (arXiv 2307.16184) with {millions:.1f} M parameters and encoders for {media}. The weights are those of the
+original file, bit for bit; nothing was trained or rounded here.
+
+```python
+from unival.checkpoint import load_model
+
+model, processor = load_model("{folder}")
+```
+
+| provenance | |
+| --- | --- |
+{provenance}
+
+| file | bytes | sha256 |
+| --- | --- | --- |
+{files}
+
+`unival convert {folder} {stem}.pt --to fairseq` writes the original's format again. `{record}` keeps what this folder
+does not need otherwise: the stored configuration and the order of the tensors.
+{notes}"""
+
+
+def write_folder(original: Original, folder: Path, tokenizer: str | None) -> dict[str, Any]:
+    """Write a `transformers` folder, complete or not at all, and return what its card says.
+
+    Args:
+        original: What to write.
+        folder: Must not exist, or be empty.
+        tokenizer: Folder of the BPE files, or one with `tokenizer.json`; None leaves the tokenizer out.
+
+    Raises:
+        UserError: If the folder holds something, or the tokenizer does not belong to the model.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError("the folder is there already", where=str(folder), fix="remove it or give another name")
+    processor = None if tokenizer is None else _make_processor(original, tokenizer)
+    if processor is None:
+        original.notes.append("no tokenizer: `unival convert ... --tokenizer DIR` adds it")
+    model = original.model
+    parameters = {name: p.numel() for name, p in model.named_parameters(remove_duplicate=False) if name not in TIED[1:]}
+    model.config.architectures = [type(model).__name__]
+    model.config.dtype = str(original.dtype).removeprefix("torch.")
+    with atomic_folder(folder) as temporary:
+        with quiet_transformers():
+            model.config.save_pretrained(temporary)
+            model.generation_config.save_pretrained(temporary)
+            if processor is not None:
+                processor.save_pretrained(temporary)
+        _save(original.tensors, temporary / "model.safetensors")
+        if original.extra:
+            _save(original.extra, temporary / EXTRA)
+        record = original.record | {"order": original.order, "source": original.source}
+        (temporary / RECORD).write_text(json.dumps(record, indent=0) + "\n", encoding="utf-8")
+        files = {path.name: digest(path) for path in sorted(temporary.iterdir())}
+        card = _card(original, folder.name, sum(parameters.values()), files)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+    return {"parameters": sum(parameters.values()), "files": files, "has_tokenizer": processor is not None}
+
+
+def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors; only those that are strided or share memory with an earlier one are copied for it."""
+    storages: set[int] = set()
+    own = {}
+    for name, tensor in tensors.items():
+        address = tensor.untyped_storage().data_ptr()
+        is_shared = address in storages
+        own[name] = tensor.clone(memory_format=torch.contiguous_format) if is_shared else tensor.contiguous()
+        storages.add(address)
+    save_file(own, path, {"format": "pt"})
+
+
+def _make_processor(original: Original, folder: str) -> UnivalProcessor:
+    """Make the processor that the stored settings describe, with the original's way of cutting clips and sound."""
+    config, settings = original.config, original.settings
+    if (Path(folder) / "tokenizer.json").is_file():
+        with quiet_transformers():
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    else:
+        tokenizer = load_bpe_tokenizer(folder, config.num_codes, config.num_bins)
+    if len(tokenizer) != config.vocab_size:
+        raise UserError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}",
+            where=folder,
+            fix="give the tokenizer that the model was trained with",
+        )
+    audio = config.audio_encoder or {}
+    rate = audio.get("sample_rate", 48000)
+    sizes = {
+        "image_px": ("patch_image_size", 480),
+        "video_px": ("patch_frame_size", 384),
+        "num_frames": ("num_frames", 8),
+    }
+    options = {name: _positive(settings.get(key), default) for name, (key, default) in sizes.items()}
+    return UnivalProcessor(
+        tokenizer,
+        num_bins=config.num_bins,
+        **options,
+        sample_rate=rate,
+        audio_seconds=_positive(settings.get("max_audio_len"), 10 * rate) / rate,
+        video_fit="centre_crop",
+        audio_pad="repeat",
+        audio_crop="centre",
+        audio_int16=settings.get("audio_sample_rate") is not True,
+        **(IMAGENET if settings.get("imagenet_default_mean_and_std") is True else {}),
+    )
+
+
+def _positive(value: Any, default: int) -> int:
+    return value if isinstance(value, int) and value > 0 else default
+
+
+def _card(original: Original, folder: str, parameters: int, files: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the model card; strings from the file pass a filter, as they end in Markdown and on terminals."""
+    settings, record, source = original.settings, original.record, original.source
+    media = [kind for kind in ("image", "video", "audio") if getattr(original.config, f"{kind}_encoder") is not None]
+    history = record.get("optimizer_history")
+    last = history[-1] if isinstance(history, list) and history and isinstance(history[-1], dict) else {}
+    iterator = (record.get("extra_state") or {}).get("train_iterator")
+    provenance = {
+        **source,
+        "dtype": str(original.dtype).removeprefix("torch."),
+        "task": settings.get("task"),
+        "architecture": settings.get("arch", settings.get("_name")),
+        "epoch": iterator.get("epoch") if isinstance(iterator, dict) else None,
+        "updates": last.get("num_updates"),
+        "criterion": last.get("criterion_name"),
+        "converted by": f"unival {__version__}",
+    }
+    rows = [f"| {name} | {_safe(value)} |" for name, value in provenance.items() if value is not None]
+    return CARD.format(
+        file=_safe(source["file"]),
+        folder=_safe(folder),
+        stem=_safe(Path(source["file"]).stem),
+        millions=parameters / 1e6,
+        media=", ".join(media) or "text only",
+        provenance="\n".join(rows),
+        files="\n".join(f"| {name} | {entry['bytes']} | `{entry['sha256']}` |" for name, entry in files.items()),
+        record=RECORD,
+        notes="".join(f"\nNote: {note}.\n" for note in original.notes),
+    )
+
+
+def _safe(value: Any) -> str:
+    return re.sub(r"[^\w .,:+/-]", "_", str(value), flags=re.ASCII)[:120]
+
+
+def read_folder(folder: Path) -> Original:
+    """Read a `transformers` folder, converted or trained here, for writing it as the original does.
+
+    Raises:
+        UserError: If the folder is not a complete UnIVAL model.
+    """
+    folder = resolve_model_dir(folder)
+    config = _read_config(folder)
+    try:
+        tensors = load_file(folder / "model.safetensors")
+        extra = load_file(folder / EXTRA) if (folder / EXTRA).is_file() else {}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"unreadable weights: {error}", where=str(folder)) from None
+    for name in TIED[1:]:
+        tensors.pop(name, None)
+    model = empty_model(config)
+    expected, found = shapes_of(model.state_dict()), shapes_of(tensors)
+    names = list(expected)
+    wrong = sorted(name for name in {*names, *found}.difference(TIED[1:]) if expected.get(name) != found.get(name))
+    if wrong:
+        raise UserError(f"{len(wrong)} tensors do not fit config.json: {', '.join(wrong[:10])}", where=str(folder))
+    source = {"file": folder.name, "format": "transformers", "weights": "raw"}
+    record = _read_record(folder)
+    if record is not None:
+        return Original(model, tensors, extra, record.pop("order"), record, record.pop("source", source))
+    cfg = native_settings(model.config, _read_json(folder / "processor_config.json"))
+    return Original(model, tensors, extra, original_names(names), {"cfg": cfg}, source, _limits(model.config))
+
+
+def _read_config(folder: Path) -> UnivalConfig:
+    settings = _read_json(folder / "config.json")
+    if settings.get("model_type") != UnivalConfig.model_type:
+        raise UserError(f"not a UnIVAL model: model_type is {settings.get('model_type')!r}", where=str(folder))
+    return UnivalConfig.from_dict(settings)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"not valid JSON: {error}", where=str(path)) from None
+    return value if isinstance(value, dict) else {}
+
+
+def _read_record(folder: Path) -> dict[str, Any] | None:
+    """Return the side file of a converted folder, when it names only tensors that the original may have."""
+    record = _read_json(folder / RECORD)
+    order = record.get("order")
+    if order is None:
+        return None
+    if not isinstance(order, list) or not all(isinstance(name, str) for name in order) or EMBEDDING not in order:
+        raise UserError("not the record of a conversion", where=str(folder / RECORD), fix="remove it")
+    return record
+
+
+def _limits(config: UnivalConfig) -> list[str]:
+    """Say which parts the original cannot build."""
+    notes = []
+    image, video = config.image_encoder, config.video_encoder
+    if image is not None and (set(image) - {"name", "classifier", "frozen_norm"} or "resnet" not in str(image["name"])):
+        notes.append("the original cannot build this image encoder")
+    if video is not None and list(video.get("planes", (128, 256, 512, 1024))) != [128, 256, 512, 1024]:
+        notes.append("the original cannot build this video encoder")
+    if config.audio_encoder is not None:
+        notes.append("the original's evaluation replaces the mel filters of the file by its own (specification 9.4)")
+    return notes

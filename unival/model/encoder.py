@@ -1,0 +1,223 @@
+"""The encoder: media encoders, embeddings and a Transformer over media tokens and text tokens (specification 2.3).
+
+Shapes: B rows, N media, L text tokens, P media tokens, S = P + L, D width, H heads.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput
+
+from unival.model import positions
+from unival.model.audio import PannCNN
+from unival.model.bias import PositionBias, mask_bias, relative_bias
+from unival.model.configuration import UnivalConfig
+from unival.model.image import build_image_encoder, image_features
+from unival.model.layers import EncoderLayer, drop_path_rates
+from unival.model.tuning import Adapter, PrefixEncoder, TwinAdapter
+from unival.model.video import ResNeXt3D
+
+MEDIA_INPUTS = {"image": "pixel_values", "video": "pixel_values_videos", "audio": "input_values"}
+
+
+@dataclass
+class UnivalEncoderOutput(BaseModelOutput):
+    """Encoder output.
+
+    Attributes:
+        last_hidden_state: (B, S, D), media tokens first.
+        attention_mask: (B, S) bool, False at text padding.
+        position_embeddings: One tensor (1, S, D), normed, the same for all rows; (B, S, D) when patches are sampled.
+            It sits in a tuple so that `generate` does not repeat it for every beam.
+    """
+
+    last_hidden_state: Tensor | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    attention_mask: Tensor | None = None
+    position_embeddings: tuple[Tensor, ...] | None = None
+
+
+class MediaTokens(NamedTuple):
+    """Encoded media of one modality: tokens (N, P, D), their position embeddings (P, D), grid ids (P,).
+
+    When patches are sampled, each row has its own: positions (N, P, D), ids (N, P).
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    ids: Tensor
+
+    def rows(self, index: Tensor) -> "MediaTokens":
+        """Return the media of some rows (B,)."""
+        tokens = self.tokens.index_select(0, index)
+        if self.ids.ndim == 1:
+            return self._replace(tokens=tokens)
+        return MediaTokens(tokens, self.positions.index_select(0, index), self.ids.index_select(0, index))
+
+
+class UnivalEncoder(PositionBias):
+    """Media encoders, embeddings and the Transformer encoder."""
+
+    main_input_name = "input_ids"  # read by `generate`
+
+    def __init__(self, config: UnivalConfig) -> None:
+        super().__init__(config, config.encoder_layers, config.encoder_attention_heads)
+        width, grid = config.d_model, config.image_bucket_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, width, config.pad_token_id)
+        self.layernorm_embedding = nn.LayerNorm(width)
+        self.patch_layernorm_embedding = nn.LayerNorm(width)
+        self.type_embedding = nn.Embedding(2, width)
+        if config.image_encoder is not None:
+            self.embed_images, channels = build_image_encoder(config.image_encoder)
+            self.image_proj = nn.Linear(channels, width)
+        if config.video_encoder is not None:
+            self.embed_videos = ResNeXt3D(**config.video_encoder)
+            self.video_proj = nn.Linear(self.embed_videos.out_channels, width)
+            self.embed_video_positions = nn.Embedding(grid * grid + 1, width)
+        if config.audio_encoder is not None:
+            self.embed_audios = PannCNN(**config.audio_encoder)
+            self.audio_proj = nn.Linear(self.embed_audios.out_channels, width)
+            self.embed_audio_positions = nn.Embedding(grid * grid + 1, width)
+        self.pos_q_linear = nn.Linear(width, width)
+        self.pos_k_linear = nn.Linear(width, width)
+        self.dropout = nn.Dropout(config.dropout)
+        adapter_kind = TwinAdapter if config.adapter_per_modality else Adapter
+        self.layers = nn.ModuleList(
+            EncoderLayer(
+                width,
+                config.encoder_attention_heads,
+                config.encoder_ffn_dim,
+                config.attn_scale_factor,
+                config.dropout,
+                rate,
+                adapter_kind(width, config.adapter_dim) if config.adapter_dim else None,
+            )
+            for rate in drop_path_rates(config.drop_path, config.encoder_layers)
+        )
+        self.layer_norm = nn.LayerNorm(width)
+        if config.encoder_prompt_length:
+            self.encoder_prompt_encoder = PrefixEncoder(
+                width,
+                config.encoder_layers,
+                config.encoder_attention_heads,
+                config.encoder_prompt_length,
+                config.prompt_hidden_dim,
+            )
+
+    def encode_media(
+        self,
+        pixel_values: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        input_values: Tensor | None = None,
+    ) -> MediaTokens | None:
+        """Run the encoder of the one modality that is given; None for text only.
+
+        Args:
+            pixel_values: Images (N, 3, H, W), normalised to [-1, 1].
+            pixel_values_videos: Clips (N, 3, F, H, W), normalised likewise.
+            input_values: Waveforms (N, samples) in [-1, 1].
+
+        Raises:
+            ValueError: If two modalities are given, or the model has no encoder for the one that is.
+        """
+        given = {"image": pixel_values, "video": pixel_values_videos, "audio": input_values}
+        present = {modality: value for modality, value in given.items() if value is not None}
+        if not present:
+            return None
+        if len(present) > 1:
+            raise ValueError(f"one modality per batch, got {' and '.join(present)}")
+        modality, media = present.popitem()
+        if getattr(self.config, f"{modality}_encoder") is None:
+            raise ValueError(f"this model has no {modality} encoder: add `{modality}_encoder` to its configuration")
+        grid, device = self.config.image_bucket_size, media.device
+        if modality == "image":
+            features = image_features(self.embed_images, media)
+            ids = positions.grid_ids(1, features.shape[2], features.shape[3], grid, device)
+            table, projection = self.embed_image_positions, self.image_proj
+        elif modality == "video":
+            features = self.embed_videos(media.contiguous(memory_format=torch.channels_last_3d))
+            ids = positions.grid_ids(features.shape[2], features.shape[3], features.shape[4], grid, device)
+            table, projection = self.embed_video_positions, self.video_proj
+        else:
+            features = self.embed_audios(media)
+            ids = positions.audio_ids(features.shape[2] * features.shape[3], grid, device)
+            table, projection = self.embed_audio_positions, self.audio_proj
+        position = table.weight[ids]
+        side = self.config.orig_patch_image_size // 16
+        if self.config.interpolate_position and modality == "image" and len(ids) > side * side:
+            position = positions.resized_grid(table.weight, features.shape[2], features.shape[3], side, grid)
+        features = features.flatten(2).transpose(1, 2)  # N P C
+        if self.config.sample_patch_num is not None and self.config.sample_patch_num < len(ids):
+            kept = positions.draw_tokens(len(features), len(ids), self.config.sample_patch_num)
+            kept = kept.to(features.device)
+            ids, position = ids[kept], position[kept]
+            features = features.take_along_dim(kept[..., None], 1)
+        tokens = self.patch_layernorm_embedding(projection(features) + self.type_embedding.weight[1])
+        return MediaTokens(tokens, self.image_pos_ln(position), ids)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        input_values: Tensor | None = None,
+        media_index: Tensor | None = None,
+        media_tokens: MediaTokens | None = None,
+        **_: Any,
+    ) -> UnivalEncoderOutput:
+        """Encode text and at most one medium per row.
+
+        Args:
+            input_ids: (B, L) text ids.
+            attention_mask: (B, L), 0 at padding.
+            pixel_values, pixel_values_videos, input_values: Media with N rows; see `encode_media`.
+            media_index: (B,) row of the media tensor that belongs to each text row; None when N = B. Several
+                examples that look at one medium share its features.
+            media_tokens: Result of `encode_media`, when media are already encoded.
+        """
+        text = self.embed_tokens(input_ids) + self.type_embedding.weight[0]
+        x = self.dropout(self.layernorm_embedding(text))
+        mask = input_ids.ne(self.config.pad_token_id) if attention_mask is None else attention_mask.bool()
+        position = self.text_position_embeddings(input_ids.shape[1])[None]  # 1 L D
+        media = media_tokens
+        if media is None:
+            media = self.encode_media(pixel_values, pixel_values_videos, input_values)
+        if media is not None:
+            media = media if media_index is None else media.rows(media_index)
+            x = torch.cat([self.dropout(media.tokens), x], dim=1)
+            media_position = media.positions if media.positions.ndim == 3 else media.positions[None]
+            position = torch.cat([media_position, position.expand(len(media_position), -1, -1)], dim=1)
+            mask = torch.cat([mask.new_ones(media.tokens.shape[:2]), mask], dim=1)
+        bias = self.absolute_bias(position, position, self.pos_q_linear, self.pos_k_linear) + mask_bias(mask, x.dtype)
+        ids = None if media is None else media.ids
+        num_media = 0 if ids is None else ids.shape[-1]
+        buckets = self.buckets(ids, input_ids.shape[1])
+        prefixes = self.encoder_prompt_encoder() if self.config.encoder_prompt_length else [None] * len(self.layers)
+        for index, (layer, prefix) in enumerate(zip(self.layers, prefixes, strict=True)):
+            layer_bias = bias + relative_bias(self.table(index, ids), buckets)
+            x = self.run_layer(layer, x, layer_bias, num_media, prefix)
+        return UnivalEncoderOutput(
+            last_hidden_state=self.layer_norm(x), attention_mask=mask, position_embeddings=(position,)
+        )
+
+    def buckets(self, ids: Tensor | None, text_length: int) -> Tensor:
+        """Return rows of `table` for all pairs of tokens: (S, S), or (B, S, S) when media `ids` differ between rows."""
+        text = self.text_buckets(0, text_length)
+        if ids is None:
+            return text
+        image_rows, text_rows = positions.num_image_buckets(self.config.image_bucket_size), self.num_text_buckets
+        num_media = ids.shape[-1]
+        size = num_media + text_length
+        buckets = text.new_full((*ids.shape[:-1], size, size), image_rows + text_rows)
+        buckets[..., :num_media, :num_media] = self.image_buckets(ids, ids)
+        buckets[..., num_media:, num_media:] = text + image_rows
+        return buckets
+
+    def table(self, layer: int, ids: Tensor | None) -> Tensor:
+        """Return the relative tables of a layer: of media, of text, and a zero for pairs of one of each."""
+        text = self.text_table(layer)
+        if ids is None:
+            return text
+        return torch.cat([self.image_table(layer), text, text.new_zeros(1, self.num_heads)])

@@ -1,0 +1,111 @@
+"""From a batch to decoder features where there is a target, and from features to numbers per token in bounded memory.
+
+Shapes: B rows, T target tokens, D width, V vocabulary, n target tokens of all rows together.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from unival.batch import Batch
+from unival.model.modeling import MEDIA_INPUTS, MediaTokens, UnivalEncoderOutput, UnivalForConditionalGeneration
+
+# float32 logits that exist at a time; they are several times as large as all else in a step with 59,457 symbols
+LOGITS_BYTES = 128 * 2**20
+
+
+class Targets(NamedTuple):
+    """Target tokens that are not padding, row after row.
+
+    Attributes:
+        features: Decoder features (n, D) that predict them.
+        ids: (n,).
+        row: (n,) row of the target matrix.
+        place: (n,) column of the target matrix.
+    """
+
+    features: Tensor
+    ids: Tensor
+    row: Tensor
+    place: Tensor
+
+
+def encode_media(model: UnivalForConditionalGeneration, batch: Batch) -> MediaTokens | None:
+    """Encode the media of a batch once, for all its tasks."""
+    return model.encoder.encode_media(**{k: v for k, v in batch.inputs.items() if k in MEDIA_INPUTS.values()})
+
+
+def encode(
+    model: UnivalForConditionalGeneration, batch: Batch, media: MediaTokens | None, rows: Tensor
+) -> UnivalEncoderOutput:
+    """Encode the prompts of some rows with their media."""
+    prompt = trim(batch.inputs["input_ids"][rows], model.config.pad_token_id)
+    index = batch.inputs.get("media_index")
+    return model.encoder(prompt, media_index=rows if index is None else index[rows], media_tokens=media)
+
+
+def decode(
+    model: UnivalForConditionalGeneration, batch: Batch, encoded: UnivalEncoderOutput, rows: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return decoder features (B, T, D) under the reference prefix of some rows, and their targets (B, T)."""
+    target = batch.target[rows]
+    length = int(target.ne(model.config.pad_token_id).nonzero()[:, 1].max()) + 1
+    target = target[:, :length]
+    prefix = model.shift_right(target) if batch.prefix is None else batch.prefix[rows, :length]
+    return model.decoder(prefix, encoded, writes_codes=batch.writes_codes), target
+
+
+def at_targets(features: Tensor, target: Tensor, pad_id: int) -> Targets:
+    """Pick the features (B, T, D) where the target (B, T) is no padding: the projection runs on these only."""
+    row, place = target.ne(pad_id).nonzero(as_tuple=True)
+    return Targets(features[row, place], target[row, place], row, place)
+
+
+def log_likelihood(model: UnivalForConditionalGeneration, found: Targets, temperature: float = 1.0) -> Tensor:
+    """Return the log-probability (n,) of each target token, in float32, with logits divided by `temperature`."""
+
+    def score(features: Tensor, ids: Tensor) -> Tensor:
+        logits = model.decoder.output_projection(features).float() / temperature
+        return -F.cross_entropy(logits, ids, reduction="none")
+
+    return by_chunks(score, [found.features, found.ids], model.config.vocab_size)
+
+
+def by_chunks(score: Callable[..., Tensor], inputs: Sequence[Tensor], width: int) -> Tensor:
+    """Call `score` on slices of the inputs (n, ...) and join the results along n.
+
+    A slice has at most `LOGITS_BYTES` of float32 numbers, `width` a token. If one is not enough, slices keep nothing
+    for the backward pass, which computes them again: a fourth product with the vocabulary matrix for bounded memory.
+    """
+    size = max(1, LOGITS_BYTES // (4 * width))
+    if len(inputs[0]) <= size:
+        return score(*inputs)
+    slices = zip(*(tensor.split(size) for tensor in inputs), strict=True)
+    parts = [checkpoint(score, *part, use_reentrant=False, preserve_rng_state=False) for part in slices]
+    return torch.cat(parts)
+
+
+def trim(ids: Tensor, pad_id: int) -> Tensor:
+    """Cut the columns of (B, T) right-padded ids that hold only padding."""
+    return ids[:, : int(ids.ne(pad_id).sum(1).max())]
+
+
+def length_chunks(batch: Batch, pad_id: int) -> list[Tensor]:
+    """Split the rows in two, long targets and short ones, where padding costs least; one chunk if that is cheaper.
+
+    Captions are five times as long as answers: decoded in one rectangle, most of it would be padding.
+    """
+    lengths = (batch.target if batch.prefix is None else batch.prefix).ne(pad_id).sum(1)
+    prompts = batch.inputs["input_ids"].ne(pad_id).sum(1)
+    order = torch.argsort(lengths, stable=True)
+    longest_prompt = torch.cummax(prompts[order], 0).values  # of the rows up to each position
+    longest_rest = torch.cummax(prompts[order].flip(0), 0).values.flip(0)
+    size = torch.arange(1, len(order) + 1, device=order.device)
+    head = size * (longest_prompt + lengths[order])
+    rest = (len(order) - size[:-1]) * (longest_rest[1:] + lengths.max())
+    split = int((head + torch.cat([rest, rest.new_zeros(1)])).argmin()) + 1
+    return [chunk.sort().values for chunk in (order[:split], order[split:]) if len(chunk)]

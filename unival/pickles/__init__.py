@@ -1,0 +1,1 @@
+"""Pickled checkpoints, read as plain data: the only place where this package touches pickles."""

@@ -1,0 +1,218 @@
+"""What a pickle may name, and what becomes of it: plain values, or inert `Instance`s of classes that we do not have.
+
+A name in a pickle is only a string here. The lists below say which ones a checkpoint may use.
+"""
+
+import struct
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+MAX_KEY_DEPTH = 2
+MAX_KEY_PARTS = 8
+MAX_KEY_BITS = 64
+MAX_PLAIN_DEPTH = 50
+MAX_PLAIN_NODES = 200_000
+
+Builder = Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A class or function that a pickle names, `module.name`; nothing is imported."""
+
+    path: str
+
+
+@dataclass(slots=True, eq=False)
+class Instance:
+    """An object of a class that we know but do not have: what it was made with, its state, its items."""
+
+    kind: str
+    args: tuple[Any, ...] = ()
+    state: Mapping[Any, Any] = field(default_factory=dict)
+    items: list[Any] = field(default_factory=list)
+
+
+class StateDict(OrderedDict[Any, Any]):
+    """An ordered dictionary with the version numbers that `torch.nn.Module.state_dict` attaches to its own."""
+
+    _metadata: dict[Any, Any] | None = None
+
+
+def check_key(key: Any, depth: int = 0) -> None:
+    """Accept scalars and small tuples as keys: hashing a deep tuple would overflow the C stack.
+
+    Raises:
+        ValueError: For anything else.
+    """
+    if isinstance(key, tuple) and depth < MAX_KEY_DEPTH and len(key) <= MAX_KEY_PARTS:
+        for part in key:
+            check_key(part, depth + 1)
+    elif not isinstance(key, str | int | float | bytes | Name | None):
+        raise ValueError(f"a {type(key).__name__} as a key")
+    elif isinstance(key, int) and key.bit_length() > MAX_KEY_BITS:
+        raise ValueError("a huge number as a key")
+
+
+def as_set(items: Sequence[Any] = ()) -> set[Any]:
+    """Make a set of checked members."""
+    for item in items:
+        check_key(item)
+    return set(items)
+
+
+def _pairs(items: Any = ()) -> list[tuple[Any, Any]]:
+    pairs = [(key, value) for key, value in (items.items() if isinstance(items, dict) else items)]
+    for key, _ in pairs:
+        check_key(key)
+    return pairs
+
+
+def _encode(text: str, encoding: str = "utf-8") -> bytes:
+    if encoding not in ("latin1", "latin-1", "utf-8", "ascii"):
+        raise ValueError(f"encoding {encoding!r}")
+    return text.encode(encoding)
+
+
+def _bytearray(data: Any = b"", encoding: str = "latin1") -> bytes:
+    return data if isinstance(data, bytes) else _encode(data, encoding)
+
+
+def _numpy_scalar(dtype: Instance, data: bytes) -> bool | int | float:
+    formats = {"b1": "?", "f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "i2": "h", "i1": "b", "u1": "B"}
+    return struct.unpack("<" + formats[str(dtype.args[0]).lstrip("<=|")], data)[0]
+
+
+def _get_item(generic: Any, _: Any) -> Name:
+    """Subscribe a type hint: `typing.Optional[int]` is pickled as a call of `operator.getitem`."""
+    if not (isinstance(generic, Name) and generic.path.startswith("typing.")):
+        raise ValueError("operator.getitem of something else than a type hint")
+    return generic
+
+
+def _make(cls: Name) -> Any:
+    """Make an empty object, as protocols 0 and 1 write the creation of any instance."""
+    builder = builder_of(cls.path, {})
+    if builder is None:
+        raise ValueError(f"an object of {cls.path}")
+    return builder()
+
+
+def _type(value: None) -> Name:
+    """Return the type of None, which type hints such as `Optional` hold; of nothing else."""
+    if value is not None:
+        raise ValueError("the type of an object")
+    return Name("builtins.NoneType")
+
+
+def _join_path(*parts: str) -> str:
+    return "/".join(str(part) for part in parts)
+
+
+# Names that may be called, with what we make of the call; `torch_file` adds those of tensors.
+BUILDERS: dict[str, Builder] = {
+    "collections.OrderedDict": lambda items=(): StateDict(_pairs(items)),
+    "collections.defaultdict": lambda _factory=None, items=(): dict(_pairs(items)),
+    "collections.Counter": lambda items=(): dict(_pairs(items)),
+    "builtins.dict": lambda items=(): dict(_pairs(items)),
+    "builtins.list": lambda items=(): list(items),
+    "builtins.tuple": lambda items=(): tuple(items),
+    "builtins.set": as_set,
+    "builtins.frozenset": lambda items=(): frozenset(as_set(items)),
+    "builtins.complex": lambda real, imag: complex(real, imag),
+    "builtins.bytearray": _bytearray,
+    "builtins.bytes": lambda: b"",  # how protocol 2 writes the empty one
+    "builtins.slice": lambda *bounds: tuple(bounds),
+    "builtins.type": _type,
+    "_codecs.encode": _encode,
+    "copyreg._reconstructor": lambda cls, _base, _state: _make(cls),
+    "_operator.getitem": _get_item,
+    "operator.getitem": _get_item,
+    "pathlib.PosixPath": _join_path,
+    "pathlib.Path": _join_path,
+    "torch.Size": lambda items=(): tuple(items),
+    "torch.device": lambda *parts: ":".join(str(part) for part in parts),
+    "numpy.core.multiarray.scalar": _numpy_scalar,
+    "numpy._core.multiarray.scalar": _numpy_scalar,
+}
+# Names that are only mentioned (type hints, dtypes); a call of one is refused.
+_MENTIONED = {f"builtins.{name}" for name in ("object", "int", "float", "str", "bool")}
+_MENTIONED |= {f"torch.{kind}{bits}" for kind, bits in (("float", 16), ("float", 32), ("float", 64), ("bfloat", 16))}
+_MENTIONED |= {"torch.int8", "torch.int16", "torch.int32", "torch.int64", "torch.uint8", "torch.bool"}
+# Classes whose objects become `Instance`s. They are all options or running averages: data.
+_INERT = {"argparse.Namespace", "numpy.dtype"}
+_INERT_PREFIXES = (
+    "omegaconf.base.",
+    "omegaconf.dictconfig.",
+    "omegaconf.listconfig.",
+    "omegaconf.nodes.",
+    "fairseq.dataclass.",
+    "fairseq.meters.",
+    "fairseq.logging.meters.",
+)
+# Names as Python 2 had them, which Python 3 writes too in protocol 2.
+_PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+_PYTHON_2_TYPES = {"builtins.unicode": "builtins.str", "builtins.long": "builtins.int"}
+
+
+def path_of(module: str, name: str) -> str:
+    """Return `module.name`, with what Python 3 renamed under its new name."""
+    path = f"{_PYTHON_2.get(module, module)}.{name}"
+    return _PYTHON_2_TYPES.get(path, path)
+
+
+def is_allowed(path: str, builders: Mapping[str, Builder]) -> bool:
+    """Tell whether a pickle may name `path`."""
+    return path in builders or path in BUILDERS or _is_inert(path) or path in _MENTIONED or path.startswith("typing.")
+
+
+def _is_inert(path: str) -> bool:
+    return path in _INERT or path.startswith(_INERT_PREFIXES)
+
+
+def builder_of(path: str, builders: Mapping[str, Builder]) -> Builder | None:
+    """Return our stand-in for a class or function; None for a name that may not be called."""
+    if _is_inert(path):
+        return lambda *args: Instance(path, args)
+    return builders.get(path) or BUILDERS.get(path)
+
+
+def plain(value: Any) -> Any:
+    """Turn a tree with `Instance`s into dictionaries, lists and scalars, as for JSON.
+
+    A Namespace or an option class becomes the dictionary of its attributes, an OmegaConf container its content, an
+    enumeration member its value; what has no plain form (tensors, type hints) becomes None.
+
+    Raises:
+        ValueError: If the tree is deeper or larger than any configuration, as a shared or cyclic one may be.
+    """
+    budget = MAX_PLAIN_NODES
+
+    def walk(node: Any, depth: int) -> Any:
+        nonlocal budget
+        budget -= 1
+        if budget < 0 or depth > MAX_PLAIN_DEPTH:
+            raise ValueError("a configuration that is too deep or too large")
+        if isinstance(node, str | int | float | None):
+            return node
+        if isinstance(node, Mapping):
+            return {str(key): walk(item, depth + 1) for key, item in node.items()}
+        if isinstance(node, list | tuple):
+            return [walk(item, depth + 1) for item in node]
+        if isinstance(node, set | frozenset):
+            return sorted((walk(item, depth + 1) for item in node), key=str)
+        return walk(_content(node), depth + 1) if isinstance(node, Instance) else None
+
+    return walk(value, 0)
+
+
+def _content(instance: Instance) -> Any:
+    if instance.kind.startswith("omegaconf."):  # a container has `_content`, a leaf `_val`
+        return instance.state.get("_content", instance.state.get("_val"))
+    if instance.state:
+        return instance.state
+    if len(instance.args) == 1 and isinstance(instance.args[0], str | int | float):
+        return instance.args[0]  # an enumeration member is pickled as a call of its class
+    return {}
