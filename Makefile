@@ -40,7 +40,16 @@ format: $(STAMP) ## Format the code and repair what can be repaired by itself.
 	@$(BIN)/ruff check --fix-only --exit-zero --quiet .
 	@$(BIN)/ruff format .
 
-pretrain-tiny: $(STAMP) ## Train the model that ships with the package; continues where it was stopped.
+runs/encoders/image.safetensors: | $(STAMP)
+	@$(BIN)/python -m unival.pretrain_encoder image configs/pretrain/tiny.yaml --out $@ --steps 3500
+
+runs/encoders/video.safetensors: | $(STAMP)
+	@$(BIN)/python -m unival.pretrain_encoder video configs/pretrain/tiny.yaml --out $@ --steps 4500 --batch 16
+
+runs/aligned/model.safetensors: runs/encoders/image.safetensors runs/encoders/video.safetensors
+	@$(BIN)/python -m unival.align_names configs/pretrain/tiny.yaml --out runs/aligned
+
+pretrain-tiny: runs/aligned/model.safetensors ## Train the model that ships; complete parts are kept when it is stopped.
 	@$(BIN)/unival train configs/pretrain/tiny.yaml
 	@$(BIN)/python -m unival.ship runs/pretrain-tiny
 

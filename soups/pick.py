@@ -221,7 +221,7 @@ def pick(table: Table, *, num_folds: int = 5, num_resamples: int = 1000, seed: i
 
 def _held_out(table: Table, policy: Policy, fold: np.ndarray) -> float:
     seen = np.setdiff1d(np.arange(table.scores.shape[1]), fold)
-    return float(table.utilities[nearest(table.coefficients, policy(table, seen))][fold].mean())
+    return float(table.utilities[nearest(table.coefficients, policy(table, seen.tolist()))][fold].mean())
 
 
 def nearest(coefficients: Floats, chosen: Floats) -> int:

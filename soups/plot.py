@@ -167,7 +167,7 @@ def _draw_line(axes: Axes, curve: Curve, zorder: float) -> None:
         colours = SHADES((at[1:] + at[:-1]) / 2)
         axes.add_collection(LineCollection(list(segments), colors=colours, linewidths=2.0, zorder=zorder))
         return
-    dashes = {"dashes": (5, 4)} if curve.line == "dashed" else {}
+    dashes: dict[str, Any] = {"dashes": (5, 4)} if curve.line == "dashed" else {}
     axes.plot(*path.T, color=curve.colour, linewidth=WIDTHS[curve.line], zorder=min(zorder, 2.5), **dashes)
 
 
@@ -219,12 +219,12 @@ def _handle(curve: Curve, *, faded: bool = False) -> Any:
     gradient = any(mark.shade is not None for mark in curve.marks)
     colour = SHADES(0.5) if gradient else curve.colour
     hollow = faded or curve.marker == "ring"
-    style = {"dashed": "--", "none": ""}.get(curve.line, "-")
+    style = "" if faded or curve.line == "none" else "--" if curve.line == "dashed" else "-"
     return Line2D(
         [],
         [],
         color=colour,
-        linestyle="" if faded else style,
+        linestyle=style,
         linewidth=WIDTHS.get(curve.line, 0.0),
         marker=marker,
         markersize=min(size, 64) ** 0.5,

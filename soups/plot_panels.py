@@ -39,11 +39,12 @@ def draw_spider(canvas: Canvas, box: Box, spider: Spider) -> None:
     for ray, spoke in zip(rays, spider.spokes, strict=True):
         axes.plot([0, ray[0]], [0, ray[1]], color=PALE, linewidth=0.9, zorder=1)
         side_of = "center" if abs(ray[0]) < 0.2 else "left" if ray[0] > 0 else "right"
-        axes.text(*(ray * 1.1), spoke.label, ha=side_of, va="center", fontsize=10.5, color=INK, weight="bold")
+        x, y = ray * 1.1
+        axes.text(x, y, spoke.label, ha=side_of, va="center", fontsize=10.5, color=INK, weight="bold")
         for ring in RINGS:
             value = spoke.worst + ring * (spoke.best - spoke.worst)
-            beside = ray * (ring - 0.05) + np.array([abs(ray[1]), -abs(ray[0])]) * 0.03
-            text = axes.text(*beside, shown(value), fontsize=7, color=GREY, ha="left", va="center", zorder=6)
+            x, y = ray * (ring - 0.05) + np.array([abs(ray[1]), -abs(ray[0])]) * 0.03
+            text = axes.text(x, y, shown(value), fontsize=7, color=GREY, ha="left", va="center", zorder=6)
             text.set_path_effects([withStroke(linewidth=2.0, foreground="white")])
     for polygon in spider.polygons:
         corners = _closed(rays * relative(spider, polygon.values)[:, None])

@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from functools import cached_property
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -82,7 +82,7 @@ def remove_leftovers(out_dir: Path) -> None:
 
 def score_points(
     sweep: Sweep, points: Sequence[Point], out_dir: Path, num_workers: int = 1, scorer: Scorer | None = None
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Yield the result of each point: in order with one worker, which may be given; as they finish with several.
 
     Each worker is a process with its own evaluator and its own copy of the checkpoints; on a machine with
@@ -166,8 +166,8 @@ def _work(connection: Connection, sweep: Sweep, out_dir: Path, num_workers: int,
     except Exception as error:
         message: tuple[str, Any] = ("failed", traceback.format_exc())
         if isinstance(error, ValueError) and hasattr(error, "fix"):
-            what = getattr(error, "what", str(error))
-            message = ("wrong", {"what": what, "where": getattr(error, "where", None), "fix": error.fix})
+            fields = {"what": str(error), "where": None, "fix": None}
+            message = ("wrong", {name: getattr(error, name, default) for name, default in fields.items()})
         connection.send(message)
 
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from soups.engine import Job, num_cores, run_jobs
 from soups.output import WeightFiles
@@ -126,7 +126,7 @@ def _memory(slot: int, num_bytes: int) -> torch.Tensor:
     """Return bytes that the next piece of this thread will use again: fresh memory costs a page fault every 4 kB."""
     import torch
 
-    kept: dict[int, torch.Tensor] = _kept.__dict__
+    kept: dict[Any, torch.Tensor] = _kept.__dict__
     if slot not in kept or kept[slot].numel() < num_bytes:
         kept[slot] = torch.empty(num_bytes, dtype=torch.uint8)
     return kept[slot]

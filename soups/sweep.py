@@ -114,11 +114,6 @@ class Sweep:
         }
 
 
-def _described(checkpoint: Checkpoint) -> dict[str, str]:
-    described = {"path": str(checkpoint.path), "sha256": checkpoint.digest}
-    return described | ({"variant": checkpoint.variant} if checkpoint.variant else {})
-
-
 def run_sweep(
     sweep: Sweep,
     points: Sequence[Point],

@@ -62,8 +62,9 @@ def fit(model: UnivalForConditionalGeneration, processor: UnivalProcessor, steps
         total = torch.zeros(())
         for modality, stream in streams.items():
             media, labels, *_ = next(stream)
-            tokens = encoder.encode_media(**{MEDIA_INPUTS[modality]: media}).tokens.flatten(0, 1)
-            logits, wanted = tokens @ classes.T, labels.flatten() + 1
+            encoded = encoder.encode_media(**{MEDIA_INPUTS[modality]: media})
+            assert encoded is not None  # there is a medium
+            logits, wanted = encoded.tokens.flatten(0, 1) @ classes.T, labels.flatten() + 1
             weights = torch.where(wanted > 0, 1.0, NONE_WEIGHT)
             total = total + (F.cross_entropy(logits, wanted, reduction="none") * weights).sum() / weights.sum()
             right[modality] += (logits.argmax(1) == wanted)[wanted > 0].float().mean().item() / LOG_EVERY
@@ -80,7 +81,7 @@ def fit(model: UnivalForConditionalGeneration, processor: UnivalProcessor, steps
 
 def main() -> None:
     """Build the model of a configuration, fit, write a model folder for its `init`."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("config", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=900)

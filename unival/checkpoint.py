@@ -78,7 +78,8 @@ def load_model(path: str | Path) -> tuple[UnivalForConditionalGeneration, Unival
         )
     try:
         with quiet_transformers():
-            model, report = UnivalForConditionalGeneration.from_pretrained(
+            # A pair because of `output_loading_info`, which the annotation leaves out.
+            model, report = UnivalForConditionalGeneration.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
                 folder,
                 dtype=torch.float32,
                 local_files_only=True,

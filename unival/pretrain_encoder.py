@@ -54,7 +54,8 @@ def image_cells(scene: Any, grid: tuple[int, ...]) -> tuple[np.ndarray, ...]:
     """Return pixels (3, H, W) in [-1, 1], class and motion of every cell (-1 is none), and boxes as shares."""
     px = scene.image.shape[0]
     boxes = np.array([obj.box for obj in scene.objects], np.float32)
-    owner = cell_owner(boxes, *grid, px)
+    rows, columns = grid
+    owner = cell_owner(boxes, rows, columns, px)
     ids = np.array([obj.concept for obj in scene.objects] + [-1])
     pixels = scene.image.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1
     return pixels, ids[owner], np.full_like(owner, -1), boxes[owner] / px
@@ -231,7 +232,7 @@ def pretrain(
 
 def main() -> None:
     """Read the arguments, train, print the accuracies on the test split as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("modality", choices=list(WORLDS))
     parser.add_argument("config", type=Path, help="the configuration that describes the encoder")
     parser.add_argument("--out", type=Path, required=True)

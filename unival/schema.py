@@ -4,6 +4,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+EncoderName = Literal["image_encoder", "video_encoder", "audio_encoder"]
+
 
 class Section(BaseModel):
     """Base of all sections: frozen, unknown keys refused."""
@@ -148,7 +150,7 @@ class RunConfig(Section):
     processor: dict[str, Any] = Field(default_factory=dict)
     """Fields of `UnivalProcessor`, when starting from scratch."""
     tokenizer: TokenizerConfig = TokenizerConfig()
-    encoder_weights: dict[Literal["image_encoder", "video_encoder", "audio_encoder"], str] = Field(default_factory=dict)
+    encoder_weights: dict[EncoderName, str] = Field(default_factory=dict)
     """Files that encoders start from when they join the model (the paper: ImageNet, Kinetics and AudioSet weights)."""
     bart_weights: str | None = None
     """A BART of the same size that the Transformer starts from (the paper: BART-base), when starting from scratch."""

@@ -14,7 +14,7 @@ import torch
 
 from unival.checkpoint import BUILT_IN, load_model, save_model
 from unival.config import load_config
-from unival.data.world import cast
+from unival.data.world import concepts
 from unival.errors import UserError
 from unival.evaluate import evaluate_all
 from unival.schema import EvaluationSuite, RunConfig
@@ -28,11 +28,12 @@ tags: [unival, image-captioning, visual-question-answering, visual-grounding, vi
 # unival-tiny
 
 A UnIVAL (arXiv 2307.16184) of {millions:.1f} M parameters: one encoder-decoder that reads pictures and clips of the
-embedded world and writes captions, answers and boxes. It exists to show and test the code; it was trained on
-{concepts} of the 1,052 emoji concepts, drawn in two art styles, and knows nothing else.
+embedded world and writes captions, answers and boxes. It exists to show and test the code; it was trained on the
+{concepts:,} emoji concepts of that world, drawn in two art styles, and knows nothing else.
 
-- Made by `make pretrain-tiny` (`configs/pretrain/tiny.yaml`, seed {seed}): {curriculum}.
-- Training time: {minutes:.0f} minutes on this machine: {machine}, torch {torch}.
+- Made by `make pretrain-tiny` (`configs/pretrain/tiny.yaml`, seed {seed}): encoders trained with labels, embeddings
+  aligned with names, {curriculum}.
+- Time of the curriculum: {minutes:.0f} minutes on this machine: {machine}, torch {torch}.
 - Weights: bf16 safetensors, {megabytes:.1f} MB; data and licences: `NOTICE`.
 
 Greedy decoding on the test split, whose concept combinations never occur in training
@@ -72,7 +73,7 @@ def ship(run_dir: Path, destination: Path = BUILT_IN["unival-tiny"]) -> None:
     versions = json.loads((run_dir / "versions.json").read_text(encoding="utf-8"))
     card = CARD.format(
         millions=sum(p.numel() for p in model.parameters()) / 1e6,
-        concepts=len(cast()),
+        concepts=len(concepts()),
         seed=config.seed,
         curriculum=", then ".join(f"{stage.steps} steps of {stage.name}" for stage in config.stages),
         minutes=training_seconds(rows) / 60,

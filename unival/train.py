@@ -47,7 +47,7 @@ from unival.model.tokenizer import load_bpe_tokenizer, train_tokenizer
 from unival.model.video import ResNeXt3D
 from unival.objectives.base import Objective, get_objective
 from unival.optim import build_optimizer, freeze, learning_rate, set_train_mode
-from unival.schema import RunConfig, StageConfig
+from unival.schema import EncoderName, RunConfig, StageConfig
 
 NUM_TOKENIZER_ROWS = 500
 NUM_STATISTICS_ROWS = 1000
@@ -67,8 +67,8 @@ def train(config: RunConfig, fresh: bool = False) -> Path:
         Interrupted: After SIGINT or SIGTERM, with a checkpoint written.
     """
     run_dir = Path(config.out)
-    prepare_run_dir(run_dir, config, fresh)
     torch.set_num_threads(config.threads or torch.get_num_threads())
+    prepare_run_dir(run_dir, config, fresh)
     if not (run_dir / "model" / "model.safetensors").is_file():
         run_stages(config, run_dir)
     if config.evaluations and not (run_dir / "evaluation.json").is_file():
@@ -248,7 +248,7 @@ def corpus(config: RunConfig) -> list[str]:
 
 
 def add_encoders(
-    model: UnivalForConditionalGeneration, stage: StageConfig, weights: Mapping[str, str]
+    model: UnivalForConditionalGeneration, stage: StageConfig, weights: Mapping[EncoderName, str]
 ) -> UnivalForConditionalGeneration:
     """Return a model with the encoders that join at a stage, from `weights` where given; all else is kept."""
     for name in stage.add:
@@ -256,8 +256,9 @@ def add_encoders(
             raise UserError(f"add: {name!r} is not an encoder", fix="image_encoder, video_encoder or audio_encoder")
     if stage.add:
         model = rebuild(model, stage.add)
-    for name in stage.add.keys() & weights.keys():
-        load_encoder(model, name, weights[name])
+    for name, path in weights.items():
+        if name in stage.add:
+            load_encoder(model, name, path)
     return model
 
 

@@ -136,9 +136,8 @@ def evaluator(
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), local_files_only=True)
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    return CausalLMEvaluator(
-        model.to(chosen), tokenizer, records, functions, max_new_tokens=max_new_tokens, batch_size=batch_size
-    )
+    model.to(chosen)  # pyright: ignore[reportArgumentType]  # the decorator of `to` loses `self`
+    return CausalLMEvaluator(model, tokenizer, records, functions, max_new_tokens=max_new_tokens, batch_size=batch_size)
 
 
 def model_folder(checkpoint_path: Path) -> Path:

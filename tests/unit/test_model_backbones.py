@@ -127,7 +127,8 @@ def test_spec_augment_drops_stripes_only_while_training() -> None:
 
 def test_a_stored_fourier_basis_computes_the_same_spectrogram() -> None:
     plain, stored = pann(), pann(stored_fourier=True)
-    stored.spectrogram_extractor.reset_parameters()
+    for basis in stored.spectrogram_extractor.stft.values():
+        basis.reset_parameters()
     waveform = torch.rand(2, 3001) * 2.0 - 1.0
     expected = plain.spectrogram(waveform)
     torch.testing.assert_close(stored.spectrogram(waveform), expected, atol=1e-4 * float(expected.max()), rtol=1e-4)
@@ -150,3 +151,14 @@ def test_silence_has_finite_features_in_half_precision() -> None:
         log_mel = model.logmel_extractor(model.spectrogram(torch.zeros(1, 4000, dtype=torch.float16)))
     assert log_mel.dtype == torch.float32
     assert bool((log_mel == -100.0).all())
+
+
+def test_tables_of_a_new_model_are_filled() -> None:
+    model = tiny.UnivalForConditionalGeneration(
+        tiny.UnivalConfig(**tiny.SIZES, audio_encoder=tiny.AUDIO_ENCODER | {"stored_fourier": True})
+    )
+    encoder = model.encoder.embed_audios.eval()
+    real, imaginary = encoder.spectrogram_extractor.stft.values()
+    assert float(real.weight[0].sum()) == pytest.approx(64.0)  # the window of 128 samples
+    assert float(imaginary.weight[0].abs().max()) == 0.0
+    torch.testing.assert_close(encoder.logmel_extractor.melW.data, encoder.logmel_extractor.filter_bank())

@@ -23,7 +23,7 @@ from unival.model.tokenizer import load_bpe_tokenizer
 
 RECORD = "fairseq.json"
 EXTRA = "fairseq.safetensors"
-IMAGENET = {"pixel_mean": [0.485, 0.456, 0.406], "pixel_std": [0.229, 0.224, 0.225]}
+IMAGENET: dict[str, Any] = {"pixel_mean": [0.485, 0.456, 0.406], "pixel_std": [0.229, 0.224, 0.225]}
 
 CARD = """---
 library_name: transformers

@@ -181,8 +181,9 @@ def check_fit(shapes: Mapping[str, Shape], expected: Mapping[str, Shape], where:
 def _number(settings: Settings, name: str, default: float) -> Any:
     """Return a setting as a number of the default's type; the default when the file has no number there."""
     value = settings.get(name)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return type(default)(value) if is_number else default
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        return default
+    return type(default)(value)
 
 
 def _count(shapes: Mapping[str, Shape], prefix: str) -> int:

@@ -47,7 +47,7 @@ def score_answers(
             weight = model.decoder.output_projection.weight[children]
             choice = F.linear(features[:, index], weight).float().log_softmax(-1)  # B children
             log_probs |= {(path, token): choice[:, column] for column, token in enumerate(children)}
-    none = encoded.last_hidden_state.new_zeros(len(ids), dtype=torch.float32)  # a token without an alternative
+    none: Tensor = encoded.last_hidden_state.new_zeros(len(ids), dtype=torch.float32)  # a token without an alternative
     columns = []
     for answer in answers:
         path = (*answer, trie.eos_id)

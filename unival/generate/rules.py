@@ -39,7 +39,7 @@ class SearchRules(LogitsProcessor):
         self.pad_id, self.eos_id = pad_id, paths.eos_id
         self.prefix = None if prefix is None else prefix.repeat_interleave(paths.num_beams, dim=0)
         size = options.no_repeat_ngram_size
-        self.block: Callable[[Tensor, Tensor], Tensor] = (
+        self.block: Callable[..., Tensor] = (
             NoRepeatNGramLogitsProcessor(size) if size else lambda _, log_probs: log_probs
         )
 

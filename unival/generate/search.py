@@ -58,7 +58,7 @@ def search(
     rules = SearchRules(options, paths, max_len, model.config.pad_token_id, trie, prefix)
     length_penalty = 0.0 if options.unnormalized else options.lenpen
     collected = FirstToFinish(paths, len(ids), options.beam, length_penalty)
-    model.generate(
+    model.generate(  # pyright: ignore[reportAttributeAccessIssue]  # its `self` asks for more than any model has
         **{"attention_mask": ids.ne(model.config.pad_token_id).long()} | dict(inputs),
         **generate_arguments(options, num_beams, length_penalty),
         max_new_tokens=max_len + 1,  # `</s>` counts

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -12,36 +13,40 @@ from transformers import initialization as init
 from unival.model.norm import normalise_in_place
 
 
-class StoredFourier(nn.Module):
-    """The windowed Fourier basis that released files carry: two frozen convolutions of one channel.
+class FourierBasis(nn.Module):
+    """One half of a windowed Fourier basis, (n_fft / 2 + 1, 1, n_fft), never trained."""
 
-    Their names make up `spectrogram_extractor.stft.conv_{real,imag}.weight`, each (n_fft / 2 + 1, 1, n_fft). They are
-    what the original computes with, so they are used and written back as they are; new models leave them out.
+    def __init__(self, n_fft: int, is_imaginary: bool) -> None:
+        super().__init__()
+        self.is_imaginary = is_imaginary
+        self.weight = nn.Parameter(torch.empty(n_fft // 2 + 1, 1, n_fft), requires_grad=False)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Compute a periodic Hann window times cos or -sin, in float64 before rounding."""
+        size = self.weight.shape[-1]
+        with torch.device("cpu"):
+            phase = torch.outer(torch.arange(size // 2 + 1), torch.arange(size)) % size  # exact in integers
+            angle = phase.double() * (2.0 * torch.pi / size)
+            wave = -torch.sin(angle) if self.is_imaginary else torch.cos(angle)
+            init.copy_(self.weight, (wave * torch.hann_window(size, dtype=torch.float64))[:, None])
+
+
+class StoredFourier(nn.Module):
+    """The windowed Fourier basis that released files carry.
+
+    Names make up the original's `spectrogram_extractor.stft.conv_{real,imag}.weight`. They are what the original
+    computes with, so they are used and written back as they are; new models leave them out. The weights sit directly in
+    the modules that fill them: `transformers` asks no module for initial weights that holds none itself.
     """
 
     def __init__(self, n_fft: int) -> None:
         super().__init__()
-        convolutions = {name: nn.Conv1d(1, n_fft // 2 + 1, n_fft, bias=False) for name in ("conv_real", "conv_imag")}
-        self.stft = nn.ModuleDict(convolutions).requires_grad_(False)
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Compute the basis: a periodic Hann window times cos and -sin, in float64 before rounding."""
-        real, imag = self.bases()
-        size = real.shape[-1]
-        phase = torch.outer(torch.arange(size // 2 + 1), torch.arange(size)) % size  # exact in integers
-        angle = phase.double() * (2.0 * torch.pi / size)
-        window = torch.hann_window(size, dtype=torch.float64)
-        init.copy_(real, (torch.cos(angle) * window)[:, None])
-        init.copy_(imag, (-torch.sin(angle) * window)[:, None])
-
-    def bases(self) -> tuple[Tensor, Tensor]:
-        """Return the stored cosine and sine parts, (n_fft / 2 + 1, 1, n_fft) each."""
-        return self.get_parameter("stft.conv_real.weight"), self.get_parameter("stft.conv_imag.weight")
+        self.stft = nn.ModuleDict({"conv_real": FourierBasis(n_fft, False), "conv_imag": FourierBasis(n_fft, True)})
 
     def forward(self, waveform: Tensor, hop: int) -> Tensor:
         """Return the power (B, T, n_fft / 2 + 1) of `waveform` (B, samples), reflected at both ends."""
-        real, imag = (basis.squeeze(1).float() for basis in self.bases())
+        real, imag = (cast(Tensor, basis.weight).squeeze(1).float() for basis in self.stft.values())
         size = real.shape[-1]
         frames = F.pad(waveform, (size // 2, size // 2), mode="reflect").unfold(-1, size, hop)
         return (frames @ real.T).square() + (frames @ imag.T).square()

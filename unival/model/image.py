@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -35,7 +35,8 @@ def build_image_encoder(options: Mapping[str, Any]) -> tuple[nn.Module, int]:
         raise UserError("image_encoder: a classifier is only kept behind the last level", fix="leave out out_index")
     kind = {"num_classes": classifier} if classifier else {"features_only": True, "out_indices": [out_index]}
     try:
-        backbone = timm.create_model(name, pretrained=False, **kind, **arguments)
+        # Its models have methods that the annotated nn.Module has not.
+        backbone = cast(Any, timm.create_model(name, pretrained=False, **kind, **arguments))
     except (TypeError, AssertionError, IndexError) as error:  # what timm raises for its arguments
         raise UserError(f"image_encoder {name!r} does not take these options: {error}", where=str(arguments)) from None
     if frozen_norm:
@@ -51,6 +52,7 @@ def build_image_encoder(options: Mapping[str, Any]) -> tuple[nn.Module, int]:
 def image_features(backbone: nn.Module, pixels: Tensor) -> Tensor:
     """Run `backbone` on `pixels` (B, 3, H, W) in channels-last layout, which convolutions prefer on CPUs and GPUs."""
     pixels = pixels.contiguous(memory_format=torch.channels_last)
-    if hasattr(backbone, "forward_features"):  # a whole timm model, with its classifier
-        return backbone.forward_features(pixels)
+    forward_features = getattr(backbone, "forward_features", None)
+    if forward_features is not None:  # a whole timm model, with its classifier
+        return forward_features(pixels)
     return backbone(pixels)[-1]

@@ -89,7 +89,8 @@ class Attention(nn.Module):
             return key, value
         if isinstance(cache, EncoderDecoderCache) and cache.is_updated.get(self.layer_index):
             layer = cache.cross_attention_cache.layers[self.layer_index]
-            return layer.keys, layer.values  # pyright: ignore[reportReturnType]
+            # Filled by `update`; only layers of linear attention, which we do not have, lack the two.
+            return layer.keys, layer.values  # pyright: ignore[reportReturnType, reportAttributeAccessIssue]
         key, value = self.split_heads(self.k_proj(memory)), self.split_heads(self.v_proj(memory))
         if isinstance(cache, EncoderDecoderCache):
             key, value = cache.cross_attention_cache.update(key, value, self.layer_index)

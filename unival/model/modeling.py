@@ -4,7 +4,7 @@ Module and parameter names are the original's, so that released checkpoints map 
 L text tokens, P media tokens, S = P + L, T target tokens, D width, H heads, V vocabulary.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
-from unival.model.audio import LogMel, StoredFourier
+from unival.model.audio import FourierBasis, LogMel
 from unival.model.bias import PositionBias
 from unival.model.configuration import UnivalConfig
 from unival.model.decoder import UnivalDecoder
@@ -27,6 +27,7 @@ __all__ = ["MEDIA_INPUTS", "MediaTokens", "UnivalEncoderOutput", "UnivalForCondi
 class UnivalPreTrainedModel(PreTrainedModel):
     """Weight initialisation and the marks that `transformers` needs."""
 
+    config: UnivalConfig
     config_class = UnivalConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
@@ -55,7 +56,7 @@ class UnivalPreTrainedModel(PreTrainedModel):
                 (init.ones_ if name == "running_var" else init.zeros_)(buffer)
         elif isinstance(module, Attention):
             init.ones_(module.c_attn)
-        elif isinstance(module, LogMel | StoredFourier | FrozenBatchNorm | PositionBias):
+        elif isinstance(module, FourierBasis | LogMel | FrozenBatchNorm | PositionBias):
             module.reset_parameters()
 
 
@@ -123,8 +124,9 @@ class UnivalForConditionalGeneration(UnivalPreTrainedModel, GenerationMixin):
         if encoder_outputs is None:
             if input_ids is None:
                 raise ValueError("give input_ids or encoder_outputs")
-            encoder_outputs = self.encoder(
-                input_ids, attention_mask, pixel_values, pixel_values_videos, input_values, media_index
+            encoder_outputs = cast(
+                UnivalEncoderOutput,
+                self.encoder(input_ids, attention_mask, pixel_values, pixel_values_videos, input_values, media_index),
             )
         if labels is not None and decoder_input_ids is None:
             decoder_input_ids = self.shift_right(labels)
@@ -158,7 +160,8 @@ class UnivalForConditionalGeneration(UnivalPreTrainedModel, GenerationMixin):
         """Repeat rows for beams, but not the encoder's output, which all beams of a row read; drop encoded media."""
         encoded = {*MEDIA_INPUTS.values(), "media_index"}
         inputs = {name: value for name, value in inputs.items() if name not in encoded}
-        ids, inputs = super()._expand_inputs_for_generation(expand_size, False, input_ids, **inputs)
+        expand = super()._expand_inputs_for_generation  # pyright: ignore[reportAttributeAccessIssue]  # its `self`
+        ids, inputs = expand(expand_size, False, input_ids, **inputs)
         return ids, inputs | {"encoder_outputs": encoder_outputs}
 
     def _reorder_cache(self, cache: EncoderDecoderCache, beam_index: Tensor) -> EncoderDecoderCache:

@@ -83,7 +83,9 @@ class UnivalProcessor(ProcessorMixin):
         self.audio_seconds = audio_seconds
         self.video_fit = video_fit
         self.pixel_mean, self.pixel_std = pixel_mean, pixel_std
-        self.audio_pad, self.audio_crop, self.audio_int16 = audio_pad, audio_crop, audio_int16
+        self.audio_pad: Literal["zero", "repeat"] = audio_pad
+        self.audio_crop: Literal["start", "centre"] = audio_crop
+        self.audio_int16 = audio_int16
 
     def image(self, source: Any, image_px: int | None = None) -> Tensor:
         """Load an image as float32 (3, image_px, image_px), normalised; by default at the processor's size."""

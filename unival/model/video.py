@@ -57,8 +57,9 @@ class ResNeXt3D(nn.Module):
         frozen_norm: bool = False,
     ) -> None:
         super().__init__()
-        padding = tuple(k // 2 for k in stem_kernel)
-        self.conv1 = nn.Conv3d(3, stem_width, tuple(stem_kernel), stride=(1, 2, 2), padding=padding, bias=False)
+        time, height, width = stem_kernel
+        kernel, padding = (time, height, width), (time // 2, height // 2, width // 2)
+        self.conv1 = nn.Conv3d(3, stem_width, kernel, stride=(1, 2, 2), padding=padding, bias=False)
         self.bn1 = nn.BatchNorm3d(stem_width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool3d(3, stride=2, padding=1)

@@ -4,7 +4,7 @@ Shapes: B rows, T target tokens, D width, V vocabulary, n target tokens of all r
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -85,8 +85,8 @@ def by_chunks(score: Callable[..., Tensor], inputs: Sequence[Tensor], width: int
     if len(inputs[0]) <= size:
         return score(*inputs)
     slices = zip(*(tensor.split(size) for tensor in inputs), strict=True)
-    parts = [checkpoint(score, *part, use_reentrant=False, preserve_rng_state=False) for part in slices]
-    return torch.cat(parts)
+    parts = (checkpoint(score, *part, use_reentrant=False, preserve_rng_state=False) for part in slices)
+    return torch.cat([cast(Tensor, part) for part in parts])
 
 
 def trim(ids: Tensor, pad_id: int) -> Tensor:

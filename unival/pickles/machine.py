@@ -8,7 +8,7 @@ standard library decodes single operations; limits keep a hostile file from cost
 import pickletools
 import struct
 from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO, NoReturn
+from typing import IO, Any, BinaryIO, NoReturn, cast
 
 from unival.errors import UserError
 from unival.pickles.values import Builder, Instance, Name, StateDict, as_set, builder_of, check_key, is_allowed, path_of
@@ -78,7 +78,8 @@ class Machine:
             UserError: If a name is not on the list, or the pickle is truncated, corrupt or beyond the limits.
         """
         try:
-            for count, (operation, argument, _) in enumerate(pickletools.genops(_Bounded(source))):
+            bounded = cast(IO[bytes], _Bounded(source))  # it has the three methods that `genops` calls
+            for count, (operation, argument, _) in enumerate(pickletools.genops(bounded)):
                 if count > MAX_OPERATIONS:
                     raise ValueError(f"more than {MAX_OPERATIONS} operations")
                 if operation.name == "STOP":
