@@ -37,21 +37,20 @@ from unival.model.processing import UnivalProcessor
 from unival.model.tokenizer import train_tokenizer
 
 BEAMS, TARGET_LENGTH, PROMPT_LENGTH = 5, 16, 12
+# Sizes of a Transformer, which BART has too.
+BASE = {"d_model": 768, **{f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in
+        (("layers", 6), ("ffn_dim", 3072), ("attention_heads", 12))}}  # fmt: skip
+TINY = {"d_model": 32, **{f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in
+        (("layers", 2), ("ffn_dim", 64), ("attention_heads", 2))}}  # fmt: skip
 SIZES: dict[str, dict[str, Any]] = {
     "base": {
         "batch": 4,
         "pixels": 480,
         "model": {
+            **BASE,
             "vocab_size": 59457,
             "num_codes": 8192,
             "num_bins": 1000,
-            "d_model": 768,
-            "encoder_layers": 6,
-            "decoder_layers": 6,
-            "encoder_ffn_dim": 3072,
-            "decoder_ffn_dim": 3072,
-            "encoder_attention_heads": 12,
-            "decoder_attention_heads": 12,
             "max_text_positions": 1024,
             "text_bucket_size": 256,
             "image_bucket_size": 42,
@@ -59,40 +58,17 @@ SIZES: dict[str, dict[str, Any]] = {
             "image_encoder": {"name": "resnet101"},
             "video_encoder": {},
         },
-        "bart": {
-            "d_model": 768,
-            "encoder_layers": 6,
-            "decoder_layers": 6,
-            "encoder_ffn_dim": 3072,
-            "decoder_ffn_dim": 3072,
-            "encoder_attention_heads": 12,
-            "decoder_attention_heads": 12,
-        },
+        "bart": BASE,
     },
     "tiny": {
         "batch": 2,
         "pixels": 64,
         "model": {
+            **TINY,
             "vocab_size": 500,
-            "d_model": 32,
-            "encoder_layers": 2,
-            "decoder_layers": 2,
-            "encoder_ffn_dim": 64,
-            "decoder_ffn_dim": 64,
-            "encoder_attention_heads": 2,
-            "decoder_attention_heads": 2,
             "image_encoder": {"name": "resnet50", "layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8], "stem_width": 8},
         },
-        "bart": {
-            "vocab_size": 500,
-            "d_model": 32,
-            "encoder_layers": 2,
-            "decoder_layers": 2,
-            "encoder_ffn_dim": 64,
-            "decoder_ffn_dim": 64,
-            "encoder_attention_heads": 2,
-            "decoder_attention_heads": 2,
-        },
+        "bart": {**TINY, "vocab_size": 500},
     },
 }
 TARGETS = {
@@ -154,14 +130,18 @@ def fixed_search(model: Any, length: int, **inputs: Any) -> Tensor:
 
 
 class Training:
-    """Forward, backward and update of one side."""
+    """Forward, backward and update of one side; the other side's weights are dropped."""
 
     def __init__(self, setup: Setup, is_plain: bool) -> None:
         self.setup, self.is_plain = setup, is_plain
         setup.plain.training = is_plain
-        setup.model.train(not is_plain)
-        parameters = setup.plain.w.values() if is_plain else setup.model.parameters()
-        unique = {id(p): p for p in parameters if p.requires_grad and p.is_floating_point()}
+        setup.model.train()
+        parameters = list(setup.plain.w.values() if is_plain else setup.model.parameters())
+        if is_plain:
+            setup.model.to("meta")
+        else:
+            setup.plain.w = {}
+        unique = {id(p): p for p in parameters if p.requires_grad}
         self.optimizer = torch.optim.AdamW(unique.values(), lr=1e-5, fused=None if is_plain else True)
 
     def __call__(self) -> Tensor:
@@ -258,23 +238,19 @@ def stages(setup: Setup, repeats: int) -> dict[str, Any]:
     return {part: {side: times[f"{side} {part}"]["min"] for side in ("plain", "ours")} for part in parts}
 
 
-def worker(task: str, size: str) -> None:
-    """Do one thing in this process and print its peak memory in bytes."""
+def worker(task: str, argument: str) -> None:
+    """Do one thing in this process and print what it took, in seconds and bytes: `load` a folder, or train a side."""
     if task == "load":
-        folder, before = Path(size), resident()
-        start = time.perf_counter()
-        model, _ = load_model(folder)
+        before, start = resident(), time.perf_counter()
+        model, _ = load_model(argument)
         seconds = time.perf_counter() - start
-        stored = {tensor.data_ptr(): tensor.nbytes for tensor in model.state_dict().values()}
-        print(json.dumps({"seconds": seconds, "growth": peak() - before, "size": sum(stored.values())}))
+        stored = {tensor.data_ptr(): tensor for tensor in model.state_dict().values()}
+        for tensor in stored.values():  # what is mapped from the file becomes memory when it is read
+            tensor.sum()
+        size = sum(tensor.nbytes for tensor in stored.values())
+        print(json.dumps({"seconds": seconds, "growth": peak() - before, "size": size}))
         return
-    setup = Setup(size)
-    if task == "plain":
-        del setup.model  # keep one side's weights only
-        setup.model = torch.nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
-    else:
-        setup.plain.w = {}
-    step = Training(setup, task == "plain")
+    step = Training(Setup(argument), task == "plain")
     for _ in range(2):
         step()
     print(json.dumps({"peak": peak()}))
