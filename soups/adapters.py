@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from soups.engine.output import WeightFiles, check_free, new_folder, plan_shards
 from soups.errors import UserError
 from soups.methods._weights import check_convex, one_hot
-from soups.output import WeightFiles, check_free, new_folder, plan_shards
 from soups.sources.info import DTYPES, TensorInfo
 from soups.sources.lora import ADAPTER_FILES, CONFIG_NAME, Adapter, read_adapter
 from soups.state import Checkpoint

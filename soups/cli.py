@@ -9,9 +9,21 @@ import importlib
 
 import typer
 
+from soups.commands import study
 from soups.commands.output import reports_errors
 
-COMMANDS = ("merge", "sweep", "front", "pick", "greedy", "learn", "diff", "plot", "methods")  # in the order of --help
+COMMANDS = (
+    "merge",
+    "sweep",
+    "front",
+    "pick",
+    "greedy",
+    "learn",
+    "stats",
+    "diff",
+    "plot",
+    "methods",
+)  # in the order of --help
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -22,6 +34,7 @@ app = typer.Typer(
 )
 for _name in COMMANDS:
     app.command(_name)(reports_errors(importlib.import_module(f"soups.commands.{_name}").command))
+app.add_typer(study.app, name="study")
 
 
 def main() -> None:

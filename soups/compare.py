@@ -140,16 +140,10 @@ def _indicators(
 ) -> dict[str, dict[str, float]]:
     corner = np.zeros(points.shape[1])
     return {
-        "hypervolume": estimate(pareto.hypervolume(points, corner), _volumes(draws, corner), level),
+        "hypervolume": estimate(pareto.hypervolume(points, corner), pareto.hypervolumes(draws, corner), level),
         "igd_plus": _estimate_against(pareto.igd_plus, points, draws, target, targets, level),
         "epsilon": _estimate_against(pareto.additive_epsilon, points, draws, target, targets, level),
     }
-
-
-def _volumes(draws: Floats, corner: Floats) -> Floats:
-    if draws.shape[2] == 2:
-        return pareto.hypervolumes(draws, corner)
-    return np.array([pareto.hypervolume(points, corner) for points in draws])
 
 
 def _estimate_against(

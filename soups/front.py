@@ -58,6 +58,21 @@ def choose_metrics(results: Sequence[Result], x: str | None, y: str | None) -> t
     return x, y
 
 
+def choose_more(results: Sequence[Result], more: Sequence[str], chosen: Sequence[str]) -> tuple[str, ...]:
+    """Check the further metrics of a front.
+
+    Raises:
+        UserError: an unknown metric, or one given twice.
+    """
+    known = list(results[0].metrics)
+    for number, metric in enumerate(more):
+        if metric not in known:
+            raise UserError(f"unknown metric {metric!r}", where="--also", fix=did_you_mean(metric, known))
+        if metric in (*chosen, *more[:number]):
+            raise UserError(f"metric {metric!r} is given twice", where="--also", fix="give each metric once")
+    return tuple(more)
+
+
 def read_init(path: Path) -> dict[str, float]:
     """Read the mean scores of the initialisation.
 
@@ -97,22 +112,24 @@ def compute_front(
     x: str,
     y: str,
     *,
+    more: Sequence[str] = (),
     init: Mapping[str, float] | None = None,
     reference: Sequence[float] | None = None,
     bootstrap: Bootstrap | None = None,
     series: Mapping[str, Floats] | None = None,
 ) -> dict[str, Any]:
-    """Compute the front of two metrics, both maximised.
+    """Compute the front of two or more metrics, all maximised.
 
     Args:
         results: the points of one sweep.
         x: metric of the horizontal axis.
         y: metric of the vertical axis.
+        more: further metrics of the front: K with the first two.
         init: mean scores of the initialisation, shown and not part of the front.
         reference: reference point of the hypervolume; by default the worst corner of the points minus 10 % of
             their range, which moves when points are added.
         bootstrap: how intervals are computed.
-        series: scores (P', S', 2) of other sets of models by name, such as MORL; resamples are paired with those
+        series: scores (P', S', K) of other sets of models by name, such as MORL; resamples are paired with those
             of the soups where the number of samples is the same.
 
     Returns:
@@ -122,11 +139,13 @@ def compute_front(
     names = list(results[0].coefficients)
     results = sorted(results, key=lambda r: [-r.coefficients[name] for name in names])
     coefficients = np.array([[result.coefficients[name] for name in names] for result in results])
-    metrics = [x, y, *(metric for metric in results[0].metrics if metric not in (x, y))]
+    of_front = (x, y, *more)
+    num_axes = len(of_front)
+    metrics = [*of_front, *(metric for metric in results[0].metrics if metric not in of_front)]
     scores = np.array([[r.scores[metric] for metric in metrics] for r in results]).transpose(0, 2, 1)  # P S K
     means = scores.mean(axis=1)
     resampled = pareto.resampled_means(scores, bootstrap.num_resamples, bootstrap.seed)  # B P K
-    plane, planes = means[:, :2], resampled[:, :, :2]
+    plane, planes = means[:, :num_axes], resampled[:, :, :num_axes]
     corner = pareto.reference_point(plane) if reference is None else np.asarray(reference, float)
     # With coefficients per module there is no one straight line to compare with.
     experts = None if any(result.modules for result in results) else expert_rows(coefficients)
@@ -141,6 +160,7 @@ def compute_front(
         "format": FORMAT,
         "x": x,
         "y": y,
+        **({"more": list(more)} if more else {}),
         "labels": {metric: written(metric) for metric in metrics},
         "checkpoints": names,
         "num_samples": int(scores.shape[1]),
@@ -152,10 +172,10 @@ def compute_front(
         ),
         "knee": _knee(results, plane, planes, experts),
         "straight_line": _straight_line(plane, planes, coefficients, experts, corner, bootstrap.level),
-        "margins": _margins((x, y), plane, planes, coefficients, experts, bootstrap.level),
+        "margins": _margins(of_front, plane, planes, coefficients, experts, bootstrap.level),
         "comparison": compare(sets, bootstrap.level),
-        "series": [_series(other, (x, y), bootstrap.level) for other in others.values()],
-        "init": None if init is None else _init(init, x, y),
+        "series": [_series(other, of_front, bootstrap.level) for other in others.values()],
+        "init": None if init is None else _init(init, of_front),
     }
 
 
@@ -168,7 +188,7 @@ def expert_rows(coefficients: Floats) -> list[int] | None:
 
 def _knee(results: Sequence[Result], plane: Floats, planes: Floats, experts: list[int] | None) -> dict[str, Any]:
     """Return the knee, and in what share of the resamples it is the knee: noise moves knees easily."""
-    ends = experts if experts is not None and len(experts) == 2 else None
+    ends = experts if experts is not None and len(experts) == plane.shape[1] else None
     knee = pareto.knee(plane, None if ends is None else plane[ends])
     resampled = [pareto.knee(means, None if ends is None else means[ends]) for means in planes]
     return {
@@ -237,7 +257,7 @@ def _straight_line(
     return {
         "hypervolume": estimate(value, values, level),
         "gain": estimate(gain, pareto.hypervolumes(planes, corner) - values, level),
-        "num_below": pareto.num_below_chord(plane, plane[experts]) if len(experts) == 2 else None,
+        "num_below": pareto.num_below_chord(plane, plane[experts]) if len(experts) == plane.shape[1] == 2 else None,
     }
 
 
@@ -264,10 +284,10 @@ def _margins(
     return table
 
 
-def _init(init: Mapping[str, float], x: str, y: str) -> dict[str, float]:
-    for metric in (x, y):
+def _init(init: Mapping[str, float], metrics: Sequence[str]) -> dict[str, float]:
+    for metric in metrics:
         if metric not in init:
             raise UserError(
                 f"the initialisation has no score {metric!r}", where="--init", fix=did_you_mean(metric, init)
             )
-    return {x: init[x], y: init[y]}
+    return {metric: init[metric] for metric in metrics}

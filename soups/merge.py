@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
+from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from soups.batch_norm import is_statistic, recomputed
-from soups.coefficients import Rule
-from soups.engine import num_cores
+from soups.engine.jobs import num_cores
+from soups.engine.output import WeightFiles, check_free, check_space, copy_side_files, new_folder, plan_shards
+from soups.engine.stream import Read, Task, predicted_memory, predicted_seconds, stream
 from soups.errors import UserError
 from soups.methods import Method
-from soups.methods._weights import one_hot
-from soups.output import WeightFiles, check_free, check_space, copy_side_files, new_folder, plan_shards
 from soups.points import explicit
-from soups.policies import Action, Policies, compute_into, resolve
-from soups.state import Checkpoint
-from soups.stream import Read, Task, predicted_memory, predicted_seconds, stream
+from soups.recipes.coefficients import Rule
+from soups.recipes.compute import compute_into, raw_of
+from soups.recipes.policies import Action, Policies, resolve
+from soups.state import Checkpoint, read_digests
 
 if TYPE_CHECKING:
     import torch
 
-Integers = Literal["error", "first"]
 RECIPE_NAME = "merge_recipe.yaml"
+NO_DIGEST = "0" * 64  # as long as a digest
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,17 @@ class Recipe:
         return [*self.checkpoints, *([self.base] if self.base else [])]
 
     @property
+    def files(self) -> list[Checkpoint]:
+        """Return everything whose digest is recorded: what is read, and the bases of adapters."""
+        under = [checkpoint.base for checkpoint in self.inputs if checkpoint.base]
+        return [*self.inputs, *under, *(extra for _, extra in self.method.extras)]
+
+    @property
+    def is_commutative(self) -> bool:
+        """Say whether the order in which models are summed changes no byte: sums of two terms."""
+        return all(len(part.models) <= 2 for action in self.actions.values() for part in action.parts)
+
+    @property
     def template(self) -> Checkpoint:
         """Return the model whose configuration fits the result: the first with its names and shapes, or the first."""
         shapes = {name: action.info.shape for name, action in self.actions.items()}
@@ -77,8 +89,8 @@ class Recipe:
     def is_elementwise(self, name: str) -> bool:
         """Say whether parts of a tensor may be computed apart: each entry depends on the same entries only."""
         action = self.actions[name]
-        by_method = self.method.is_elementwise if action.how == "merge" else action.how in ("linear", "copy")
-        return by_method and len(action.parts) == 1 and name not in self.given
+        by_entries = self.method.is_elementwise if action.how == "merge" else action.how != "tied"
+        return by_entries and len(action.parts) == 1 and name not in self.given
 
     def check(self) -> None:
         """Check names, coefficients and headers; reads no data.
@@ -90,19 +102,19 @@ class Recipe:
         explicit([self.weights], len(self.checkpoints))
         assert self.actions  # resolving them checks coefficients and headers
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self, digest: Callable[[Checkpoint], str] = attrgetter("digest")) -> dict[str, Any]:
         """Return the recipe as plain data: names, digests, coefficients, method and parameters."""
         return {
             "method": self.method.name,
             "params": self.method.described_params,
             "coefficients": {c.name: w for c, w in zip(self.checkpoints, self.weights, strict=True)},
-            "sha256": {c.name: c.digest for c in self.checkpoints},
-            "base": {"name": self.base.name, "sha256": self.base.digest} if self.base else None,
+            "sha256": {c.name: digest(c) for c in self.checkpoints},
+            "base": {"name": self.base.name, "sha256": digest(self.base)} if self.base else None,
             "integers": self.integers,
-            **self._described_exceptions(),
+            **self._described_exceptions(digest),
         }
 
-    def _described_exceptions(self) -> dict[str, Any]:
+    def _described_exceptions(self, digest: Callable[[Checkpoint], str]) -> dict[str, Any]:
         """Return what most recipes do not have: rules, policies, further tensors, tensors given."""
         found: dict[str, Any] = {}
         if self.rules:
@@ -113,7 +125,7 @@ class Recipe:
         if self.policies != Policies():
             found["policies"] = asdict(self.policies)
         if self.method.extras:
-            found["extra_sha256"] = {model.name: extra.digest for model, extra in self.method.extras}
+            found["extra_sha256"] = {model.name: digest(extra) for model, extra in self.method.extras}
         if self.given:
             found["recomputed"] = sorted(self.given)
         return found
@@ -129,35 +141,6 @@ def check_names(checkpoints: Sequence[Checkpoint]) -> None:
             where=" and ".join(str(c.path) for c in checkpoints if c.name == repeated[0]),
             fix="name each model, in order: --name first --name second",
         )
-
-
-def canonical_order(checkpoints: Sequence[Checkpoint]) -> list[int]:
-    """Return the order in which models are summed: by digest.
-
-    Floating-point sums of three terms depend on their order; with this one, the same models given in another
-    order give the same bytes.
-    """
-    return sorted(range(len(checkpoints)), key=lambda index: checkpoints[index].digest)
-
-
-def pick_integer(
-    name: str, tensors: Sequence[torch.Tensor], weights: Sequence[float], integers: Integers
-) -> torch.Tensor:
-    """Choose the value of an integer or boolean tensor; such tensors are never averaged.
-
-    Raises:
-        UserError: the models disagree and the policy is ``error``.
-    """
-    import torch
-
-    differ = any(not torch.equal(tensors[0], other) for other in tensors[1:])
-    if differ and integers == "error":
-        raise UserError(
-            f"integer tensor {name!r} differs between the models",
-            fix="choose --integers first to take it from the first model",
-        )
-    endpoint = one_hot(weights)
-    return tensors[0 if endpoint is None else endpoint]
 
 
 def merge(recipe: Recipe, out_dir: Path, *, shard_bytes: int | None = None) -> None:
@@ -177,17 +160,23 @@ def merge(recipe: Recipe, out_dir: Path, *, shard_bytes: int | None = None) -> N
         recipe = replace(recipe, given=_recomputed(recipe, out_dir))
     infos = {name: action.info for name, action in recipe.actions.items()}
     check_space(out_dir, sum(info.num_bytes for info in infos.values()))
-    _read_digests(recipe)
-    described = recipe.describe()
-    # "format": "pt" is what transformers asks for; no time stamp, so that equal inputs give equal bytes.
-    metadata = {"format": "pt", "soups": json.dumps(described, sort_keys=True)}
+    tasks = _tasks(recipe)
     with ExitStack() as stack:
         readers = {checkpoint: stack.enter_context(checkpoint.reader()) for checkpoint in recipe.inputs}
         folder = stack.enter_context(new_folder(out_dir))
-        with WeightFiles(folder, plan_shards(infos, metadata, shard_bytes=shard_bytes)) as files:
-            stream(_tasks(recipe, [checkpoint.digest for checkpoint in recipe.checkpoints]), readers, files)
+        # The digests are computed while the models are merged, from what the disk has just read for one or the other.
+        digests = stack.enter_context(ThreadPoolExecutor(1)).submit(read_digests, recipe.files)
+        if needs_torch := any(task.needs_torch for task in tasks):
+            import torch  # noqa: F401 - it takes seconds, which the digests take too
+        if needs_torch or not recipe.is_commutative:
+            digests.result()
+        shards = partial(plan_shards, infos, shard_bytes=shard_bytes)
+        with WeightFiles(folder, shards(metadata=_metadata(recipe, lambda checkpoint: NO_DIGEST))) as files:
+            stream(tasks, readers, files)
+            digests.result()
+            files.write_headers(shards(metadata=_metadata(recipe)))
         copy_side_files(recipe.template.model_path, folder)
-        (folder / "README.md").write_text(model_card(recipe, described), encoding="utf-8")
+        (folder / "README.md").write_text(model_card(recipe), encoding="utf-8")
         if recipe.text:
             (folder / RECIPE_NAME).write_text(recipe.text, encoding="utf-8")
 
@@ -203,21 +192,16 @@ def _recomputed(recipe: Recipe, out_dir: Path) -> dict[str, torch.Tensor]:
         return recomputed(Path(folder) / out_dir.name, spec, args, wanted)
 
 
-def _read_digests(recipe: Recipe) -> None:
-    """Compute the digests of all inputs at the same time, and import torch meanwhile."""
-    with ThreadPoolExecutor() as pool:
-        pending = [pool.submit(getattr, checkpoint, "digest") for checkpoint in recipe.inputs]
-        import torch  # noqa: F401
-
-        for future in pending:
-            future.result()
+def _metadata(recipe: Recipe, digest: Callable[[Checkpoint], str] = attrgetter("digest")) -> dict[str, str]:
+    # "format": "pt" is what transformers asks for; no time stamp, so that equal inputs give equal bytes.
+    return {"format": "pt", "soups": json.dumps(recipe.describe(digest), sort_keys=True)}
 
 
-def _tasks(recipe: Recipe, digests: Sequence[str]) -> list[Task]:
-    return [_task(recipe, name, digests) for name in recipe.actions]
+def _tasks(recipe: Recipe) -> list[Task]:
+    return [_task(recipe, name) for name in recipe.actions]
 
 
-def _task(recipe: Recipe, name: str, digests: Sequence[str]) -> Task:
+def _task(recipe: Recipe, name: str) -> Task:
     """Return how one tensor is made; a tied one is computed once more, which gives the same bytes."""
     action = recipe.actions[name]
     source = action.source or name
@@ -231,6 +215,7 @@ def _task(recipe: Recipe, name: str, digests: Sequence[str]) -> Task:
             out.copy_(recipe.given[source])
             return
         readers = [partial(read, checkpoint) for checkpoint in recipe.checkpoints]
+        digests = [checkpoint.digest for checkpoint in recipe.checkpoints]
         compute_into(out, source, how, readers, base and partial(read, base), recipe.method, digests)
 
     return Task(
@@ -239,6 +224,7 @@ def _task(recipe: Recipe, name: str, digests: Sequence[str]) -> Task:
         tuple((checkpoint, source) for checkpoint in [*sources, *([base] if base else [])]),
         compute,
         recipe.is_elementwise(source),
+        None if source in recipe.given else raw_of(source, how, recipe.method, sources, base is not None),
     )
 
 
@@ -246,12 +232,11 @@ def plan(recipe: Recipe) -> dict[str, Any]:
     """Return what a merge would do, from the headers: tensors, dtypes, bytes, memory and time; needs no torch."""
     recipe.check()
     infos = {name: action.info for name, action in recipe.actions.items()}
-    tasks = _tasks(recipe, ())
+    tasks = _tasks(recipe)
     stored = [
         info for checkpoint in recipe.inputs for info in (*checkpoint.infos.values(), *checkpoint.factors.values())
     ]
     num_read, num_written = (sum(info.num_bytes for info in each) for each in (stored, infos.values()))
-    num_entries = sum(task.info.num_elements * len(task.sources) for task in tasks)
     return {
         "method": recipe.method.name,
         "params": recipe.method.described_params,
@@ -264,11 +249,11 @@ def plan(recipe: Recipe) -> dict[str, Any]:
         "bytes_read": num_read,
         "bytes_written": num_written,
         "bytes_memory": predicted_memory(tasks, num_cores()),
-        "seconds": round(predicted_seconds(num_read + num_written, num_entries, num_cores()), 1),
+        "seconds": round(predicted_seconds(tasks, num_read + num_written, num_cores()), 1),
     }
 
 
-def model_card(recipe: Recipe, described: Mapping[str, Any]) -> str:
+def model_card(recipe: Recipe) -> str:
     """Return the README of the merged model: inputs, digests, recipe."""
     rows = [
         f"| {_cell(c.name)} | {weight:g} | {_cell(file)} | `{digest}` |"
@@ -296,7 +281,7 @@ def model_card(recipe: Recipe, described: Mapping[str, Any]) -> str:
             f"Configuration and tokenizer are those of {recipe.template.name}. The recipe, also in the weights:",
             "",
             "```json",
-            json.dumps(described, indent=2, sort_keys=True),
+            json.dumps(recipe.describe(), indent=2, sort_keys=True),
             "```",
             "",
         ]

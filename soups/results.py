@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -58,19 +58,33 @@ def read_results(out_dir: Path) -> list[Result]:
 
 
 @contextmanager
-def open_results(out_dir: Path) -> Iterator[tuple[list[Result], BinaryIO]]:
+def open_results(out_dir: Path, *, is_shared: bool = False) -> Iterator[tuple[list[Result], BinaryIO]]:
     """Open the store for appending: yield the results already there and the file.
 
-    A torn last line is cut off. The file is locked, so that two sweeps cannot write into one folder.
+    A torn last line is cut off. The file is locked, so that two sweeps cannot write into one folder; if it is shared
+    by the processes of one sweep, only while something is written.
     """
     path = out_dir / RESULTS_NAME
-    with path.open("a+b") as file:
-        _lock(file, out_dir)
-        file.seek(0)
-        results, end = _parse(file, path)
-        file.truncate(end)
-        file.seek(end)
+    with path.open("a+b") as file, _locked(file, out_dir, waits=is_shared) as unlock:
+        results = _cut_torn_line(file, path)
+        if is_shared:
+            unlock()
         yield results, file
+
+
+def append_shared(file: BinaryIO, result: Result, out_dir: Path) -> None:
+    """Write one line to a store that other processes write to; not if they have written this point."""
+    with _locked(file, out_dir, waits=True):
+        if all(other.key != result.key for other in _cut_torn_line(file, out_dir / RESULTS_NAME)):
+            append_result(file, result)
+
+
+def _cut_torn_line(file: BinaryIO, path: Path) -> list[Result]:
+    file.seek(0)
+    results, end = _parse(file, path)
+    file.truncate(end)
+    file.seek(end)
+    return results
 
 
 def append_result(file: BinaryIO, result: Result) -> None:
@@ -100,17 +114,24 @@ def _parse(file: BinaryIO, path: Path) -> tuple[list[Result], int]:
     return results, end
 
 
-def _lock(file: BinaryIO, out_dir: Path) -> None:
+@contextmanager
+def _locked(file: BinaryIO, out_dir: Path, *, waits: bool) -> Iterator[Callable[[], None]]:
+    """Hold the lock of a file; yield what gives it up early."""
     try:
         import fcntl
     except ImportError:  # not on Windows; two sweeps in one folder are then not noticed
+        yield lambda: None
         return
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
     except BlockingIOError as error:
         raise UserError(
             "another sweep is writing here", where=str(out_dir), fix="wait for it, or give another -o"
         ) from error
+    try:
+        yield lambda: fcntl.flock(file, fcntl.LOCK_UN)
+    finally:
+        fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def read_manifest(out_dir: Path) -> dict[str, Any] | None:

@@ -7,16 +7,16 @@ import os
 import shutil
 import time
 import traceback
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import cached_property
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from soups.engine.live import LiveSoup
 from soups.errors import UserError
 from soups.evaluator import Evaluator, FileEvaluator, checked_samples, checked_scores, load_evaluator
-from soups.live import LiveSoup
 from soups.merge import merge
 from soups.points import Point
 from soups.results import Result
@@ -30,15 +30,20 @@ TEMPORARY = ".soup-"  # prefix of the folders that hold one mixture while a prog
 class Scorer:
     """An evaluator and what gives it each mixture: a live model written in place, or a temporary folder.
 
-    Nothing is loaded before the first point.
+    Nothing is loaded before the first point. `load` gives an evaluator that several sweeps share.
     """
 
-    def __init__(self, sweep: Sweep, out_dir: Path) -> None:
+    def __init__(
+        self, sweep: Sweep, out_dir: Path, load: Callable[[], Evaluator | FileEvaluator] | None = None
+    ) -> None:
         self._sweep = sweep
         self._out_dir = out_dir
+        self._load = load
 
     @cached_property
     def _evaluator(self) -> Evaluator | FileEvaluator:
+        if self._load is not None:
+            return self._load()
         return load_evaluator(self._sweep.evaluator, self._sweep.checkpoints[0].model_path, self._sweep.args)
 
     @cached_property

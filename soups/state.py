@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,7 +19,7 @@ from uuid import uuid4
 
 from soups.errors import UserError
 from soups.sources import TORCH_SUFFIXES, read_infos
-from soups.sources.info import DTYPES, TensorInfo, corrupt
+from soups.sources.info import DTYPES, ITEM_BYTES, TensorInfo, corrupt
 from soups.sources.lora import Update, is_adapter, read_adapter
 
 if TYPE_CHECKING:
@@ -144,6 +145,11 @@ class Reader:
         num_items = info.extent // DTYPES[info.dtype][1]
         return self._flat(info, 0, num_items).as_strided(info.shape, info.strides).contiguous()
 
+    def fill(self, name: str, start: int, memory: memoryview) -> None:
+        """Read the stored bytes of a flat contiguous tensor, from its entry ``start`` on, as many as fit."""
+        info = self._checkpoint.infos[name]
+        self._read(info, start * ITEM_BYTES[info.dtype], memory)
+
     def _flat(self, info: TensorInfo, start: int, stop: int, memory: torch.Tensor | None = None) -> torch.Tensor:
         import torch
 
@@ -151,14 +157,16 @@ class Reader:
         if memory is None:
             memory = torch.empty((stop - start) * size, dtype=torch.uint8)
         memory = memory[: (stop - start) * size]
-        view = memory.numpy().data
-        position, done = info.offset + start * size, 0
-        while done < view.nbytes:  # one call reads at most 2 GB
-            count = os.preadv(self._files[info.path], [view[done:]], position + done)
+        self._read(info, start * size, memory.numpy().data)
+        return memory.view(getattr(torch, dtype))
+
+    def _read(self, info: TensorInfo, first: int, memory: memoryview) -> None:
+        done = 0
+        while done < memory.nbytes:  # one call reads at most 2 GB
+            count = os.preadv(self._files[info.path], [memory[done:]], info.offset + first + done)
             if count == 0:
                 raise corrupt(info.path, "it became shorter while it was read")
             done += count
-        return memory.view(getattr(torch, dtype))
 
 
 def open_checkpoint(
@@ -221,9 +229,25 @@ def _default_name(path: Path) -> str:
     return path.resolve().stem if path.suffix in suffixes and path.is_file() else path.resolve().name
 
 
+def read_digests(checkpoints: Sequence[Checkpoint]) -> None:
+    """Compute the digests of all files of some checkpoints at the same time, unless they are known."""
+    # Not through the properties: functools.cached_property of Python 3.11 lets one thread compute at a time.
+    paths = {path for c in checkpoints if "file_digests" not in c.__dict__ for path in c.weight_paths}
+    with ThreadPoolExecutor() as pool:
+        found = dict(zip(paths, pool.map(_sha256, paths), strict=True))
+    for checkpoint in checkpoints:
+        if all(path in found for path in checkpoint.weight_paths):
+            checkpoint.__dict__["file_digests"] = {path.name: found[path] for path in checkpoint.weight_paths}
+
+
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(
+            f"cannot be read: {error.strerror}", where=str(path), fix="check the file and its disk"
+        ) from error
 
 
 def check_compatible(checkpoints: Sequence[Checkpoint], *, any_dtype: bool = False) -> None:

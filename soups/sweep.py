@@ -10,20 +10,23 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from soups.coefficients import Rule
 from soups.errors import UserError
-from soups.merge import Integers, Recipe
+from soups.merge import Recipe
 from soups.methods import Method, get_method
 from soups.points import Point
-from soups.results import SWEEP_NAME, Result, append_result, open_results, read_manifest
+from soups.recipes.coefficients import Rule
+from soups.recipes.policies import Policies
+from soups.results import SWEEP_NAME, Result, append_result, append_shared, open_results, read_manifest, read_results
 from soups.scoring import Scorer, remove_leftovers, score_points
-from soups.state import Checkpoint, reopen, write_text
+from soups.shares import Share
+from soups.state import Checkpoint, read_digests, reopen, write_text
 
 FORMAT = 1
+EVERYTHING = Share()
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,13 @@ class Sweep:
         evaluator: ``module:function``, see `soups.evaluator`.
         args: its arguments.
         base: the common initialisation, for methods that use one.
-        integers: policy for integer tensors that differ.
+        integers: policy for integer tensors that differ, see ``soups.recipes.policies.resolve``.
         modules: patterns of tensor names that have coefficients of their own: a point then holds one coefficient
             per model, and as many again for each pattern. The first pattern that matches a whole name counts.
+        depths: of the modules that are depth profiles, the number of depths: the module then has that many times
+            one coefficient per model, from the first layer to the last, linear between; see ``Rule``.
+        rules: coefficients of some tensors that are the same at every point; they count before the modules.
+        policies: what may differ between the models.
     """
 
     checkpoints: Sequence[Checkpoint]
@@ -46,16 +53,28 @@ class Sweep:
     evaluator: str
     args: Mapping[str, Any] = field(default_factory=dict)
     base: Checkpoint | None = None
-    integers: Integers = "error"
+    integers: str = "error"
     modules: Sequence[str] = ()
+    depths: Mapping[str, int] = field(default_factory=dict)
+    rules: Sequence[Rule] = ()
+    policies: Policies = field(default_factory=Policies)
+
+    @property
+    def labels(self) -> list[str]:
+        """Return what has coefficients of its own besides the rest: a module, or a depth of one that is a profile."""
+        found = []
+        for pattern in self.modules:
+            count = self.depths.get(pattern, 1)
+            found += [f"{pattern} at depth {i}/{count - 1}" for i in range(count)] if count > 1 else [pattern]
+        return found
 
     def parts(self, point: Point) -> list[Point]:
-        """Return the coefficients of the tensors that no pattern matches, then those of each module.
+        """Return the coefficients of the tensors that no pattern matches, then those of each label.
 
         Raises:
             UserError: the point has too few or too many coefficients.
         """
-        size, wanted = len(self.checkpoints), len(self.checkpoints) * (1 + len(self.modules))
+        size, wanted = len(self.checkpoints), len(self.checkpoints) * (1 + len(self.labels))
         if len(point) != wanted:
             fix = "give one per model, and as many again for each --module, after a semicolon"
             raise UserError(f"{len(point)} weights for {wanted} coefficients", where="--weights", fix=fix)
@@ -63,22 +82,22 @@ class Sweep:
 
     def recipe(self, point: Point) -> Recipe:
         """Return the recipe of one point."""
-        rest, *modules = self.parts(point)
-        rules = [
-            Rule(pattern, tuple((weight,) for weight in part))
-            for pattern, part in zip(self.modules, modules, strict=True)
-        ]
-        return Recipe(self.checkpoints, rest, self.method, self.base, self.integers, rules)
+        rest, *others = self.parts(point)
+        rules = list(self.rules)
+        for pattern in self.modules:
+            values = [others.pop(0) for _ in range(self.depths.get(pattern, 1))]
+            rules.append(Rule(pattern, tuple(zip(*values, strict=True))))
+        return Recipe(self.checkpoints, rest, self.method, self.base, self.integers, rules, self.policies)
 
     def named(self, point: Point) -> dict[str, float]:
         """Return coefficients by the name of the checkpoint, of the tensors that no pattern matches."""
         return {c.name: weight for c, weight in zip(self.checkpoints, self.parts(point)[0], strict=True)}
 
     def named_modules(self, point: Point) -> dict[str, dict[str, float]]:
-        """Return coefficients by pattern and name of the checkpoint."""
+        """Return coefficients by label and name of the checkpoint."""
         names = [checkpoint.name for checkpoint in self.checkpoints]
-        parts = zip(self.modules, self.parts(point)[1:], strict=True)
-        return {pattern: dict(zip(names, part, strict=True)) for pattern, part in parts}
+        parts = zip(self.labels, self.parts(point)[1:], strict=True)
+        return {label: dict(zip(names, part, strict=True)) for label, part in parts}
 
     def key(self, point: Point) -> str:
         """Return the content hash of a point; it depends neither on the order nor on the names of models."""
@@ -96,7 +115,16 @@ class Sweep:
             "args": dict(self.args),
         }
         if self.modules:
-            content["modules"] = [[pattern, part] for pattern, part in zip(self.modules, modules, strict=True)]
+            content["modules"] = [[label, part] for label, part in zip(self.labels, modules, strict=True)]
+        if self.rules:
+            content["rules"] = [
+                [rule.pattern, sorted(zip((c.digest for c in self.checkpoints), rule.weights, strict=True))]
+                for rule in self.rules
+            ]
+        if self.policies != Policies():
+            content["policies"] = asdict(self.policies)
+        if self.method.extras:
+            content["extras"] = sorted((model.digest, extra.digest) for model, extra in self.method.extras)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def manifest(self) -> dict[str, Any]:
@@ -111,7 +139,14 @@ class Sweep:
             "evaluator": self.evaluator,
             "args": dict(self.args),
             **({"modules": list(self.modules)} if self.modules else {}),
+            **({"depths": dict(self.depths)} if self.depths else {}),
+            **({"rules": [[rule.pattern, rule.weights] for rule in self.rules]} if self.rules else {}),
+            **({"policies": asdict(self.policies)} if self.policies != Policies() else {}),
+            **({"extras": self._extras()} if self.method.extras else {}),
         }
+
+    def _extras(self) -> dict[str, Any]:
+        return {model.name: extra.described() for model, extra in self.method.extras}
 
 
 def run_sweep(
@@ -121,6 +156,7 @@ def run_sweep(
     on_result: Callable[[Result, bool], None] = lambda result, is_new: None,
     num_workers: int = 1,
     scorer: Scorer | None = None,
+    share: Share = EVERYTHING,
 ) -> list[Result]:
     """Score the points that ``out_dir`` does not hold yet; return the results of all of them, in order.
 
@@ -131,19 +167,24 @@ def run_sweep(
         on_result: called for each point, with its result and whether it was computed now.
         num_workers: processes that score points at the same time.
         scorer: one to use again when points are added one after the other; it keeps the models in memory.
+        share: which of the points this process scores, when others score the rest at the same time; returned are
+            then the results that are there, theirs too.
 
     Raises:
         UserError: something does not fit; headers and coefficients are checked before any data is read.
     """
     for point in points:
         sweep.recipe(point).check()
+    read_digests(sweep.recipe(points[0]).files if points else [])
     out_dir.mkdir(parents=True, exist_ok=True)
-    with open_results(out_dir) as (previous, file):
+    is_shared = share.count > 1
+    with open_results(out_dir, is_shared=is_shared) as (previous, file):
         _write_manifest(sweep, out_dir, has_results=bool(previous))
-        remove_leftovers(out_dir)
+        if not is_shared:
+            remove_leftovers(out_dir)
         done = {result.key: result for result in previous}
-        missing = [point for point in points if sweep.key(point) not in done]
-        for point in points:
+        missing = [point for point in share.of(points) if sweep.key(point) not in done]
+        for point in share.of(points):
             if sweep.key(point) in done:
                 on_result(done[sweep.key(point)], False)
         if missing:
@@ -151,10 +192,15 @@ def run_sweep(
             with closing(score_points(sweep, missing, out_dir, num_workers, scorer)) as results:
                 for result in results:
                     _check_same_table(result, next(iter(done.values()), result), sweep.evaluator)
-                    append_result(file, result)
+                    if is_shared:
+                        append_shared(file, result, out_dir)
+                    else:
+                        append_result(file, result)
                     done[result.key] = result
                     on_result(result, True)
-    return [done[sweep.key(point)] for point in points]
+    if is_shared:
+        done |= {result.key: result for result in read_results(out_dir)}
+    return [done[key] for key in map(sweep.key, points) if key in done]
 
 
 def reopen_sweep(out_dir: Path) -> Sweep:
@@ -167,15 +213,23 @@ def reopen_sweep(out_dir: Path) -> Sweep:
     if manifest is None:
         raise UserError(f"no {SWEEP_NAME} in this folder", where=str(out_dir), fix="give the output of soups sweep")
     checkpoints = [reopen(entry, name) for name, entry in manifest["checkpoints"].items()]
+    extras = [
+        (checkpoint, reopen(manifest["extras"][checkpoint.name], f"{checkpoint.name}, extra"))
+        for checkpoint in checkpoints
+        if "extras" in manifest
+    ]
     # Points outside the simplex are checked where they are asked for, so that this permits nothing new.
     return Sweep(
         checkpoints,
-        get_method(manifest["method"], manifest["params"]),
+        get_method(manifest["method"], manifest["params"], extras),
         manifest["evaluator"],
         manifest["args"],
         reopen(manifest["base"]) if manifest["base"] else None,
         manifest["integers"],
         manifest.get("modules", ()),
+        manifest.get("depths", {}),
+        [Rule(pattern, tuple(map(tuple, weights))) for pattern, weights in manifest.get("rules", ())],
+        Policies(**manifest.get("policies", {})),
     )
 
 

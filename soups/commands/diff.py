@@ -72,7 +72,7 @@ def _scored(
         raise UserError("nowhere to keep the scores", where="--results", fix="give a folder: --results runs/path")
     spec, args = options.evaluator_of(evaluator, program, arg)
     method = options.bound_method("linear", None, False)
-    sweep = Sweep(checkpoints, method, spec, args, None, options.integer_policy(integers))
+    sweep = Sweep(checkpoints, method, spec, args, None, integers)
     design = [point for point in grid(len(checkpoints), points) if sum(weight != 0 for weight in point) < 3]
     with progress(len(design), "path") as on_result:
         return run_sweep(sweep, design, results, on_result)

@@ -12,11 +12,17 @@ from soups.commands import options
 from soups.commands.output import show, spell
 from soups.errors import UserError
 
+RESAMPLES = {2: 1000, 3: 200}  # by the number of metrics: hypervolumes of more take longer
+FEW_RESAMPLES = 50
+
 
 def command(
     results_dir: Annotated[Path, typer.Argument(metavar="DIR", help="Output folder of soups sweep.")],
     x: Annotated[str | None, typer.Option("--x", help="Metric of the horizontal axis; default: the first.")] = None,
     y: Annotated[str | None, typer.Option("--y", help="Metric of the vertical axis; default: the second.")] = None,
+    also: Annotated[
+        list[str] | None, typer.Option(help="Further metric of the front; repeatable. Every pair is drawn.")
+    ] = None,
     init: options.InitScores = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Where to write; default: DIR.")] = None,
     reference: Annotated[
@@ -24,17 +30,19 @@ def command(
         typer.Option(help="Reference point of the hypervolume, such as 0.5,0.2; default: from the data."),
     ] = None,
     compare: options.Compared = None,
-    resamples: Annotated[int, typer.Option(min=1, help="Bootstrap resamples.")] = 1000,
+    resamples: Annotated[
+        int | None, typer.Option(min=1, help="Bootstrap resamples; default: 1000 for two metrics, fewer for more.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
     as_json: options.AsJson = False,
     debug: options.Debug = False,
 ) -> None:
-    """Draw the front of two metrics: front.json, front.png, front.svg, front.html.
+    """Draw the front of two or more metrics: front.json, front.png, front.svg, front.html.
 
     Example: soups front runs/sweep --x CIDEr --y BLEU4 --compare morl=runs/morl
     """
     from soups.figures.front import caption, front_figure
-    from soups.front import Bootstrap, choose_metrics, compute_front, read_init
+    from soups.front import Bootstrap, choose_metrics, choose_more, compute_front, read_init
     from soups.interactive import save_page
     from soups.results import read_results
     from soups.state import write_text
@@ -42,17 +50,20 @@ def command(
     out_dir = out or results_dir
     results = read_results(results_dir)
     x, y = choose_metrics(results, x, y)
+    metrics = (x, y, *choose_more(results, also or (), (x, y)))
     corner = None if reference is None else options.numbers(reference, "--reference")
-    if corner is not None and len(corner) != 2:
-        raise UserError(f"{len(corner)} numbers for two metrics", where="--reference", fix="give two: 0.5,0.2")
+    if corner is not None and len(corner) != len(metrics):
+        what = f"{len(corner)} numbers for {len(metrics)} metrics"
+        raise UserError(what, where="--reference", fix="give one per metric: 0.5,0.2")
     data = compute_front(
         results,
         x,
         y,
+        more=metrics[2:],
         init=None if init is None else read_init(init),
         reference=corner,
-        bootstrap=Bootstrap(num_resamples=resamples, seed=seed),
-        series=options.read_series("--compare", compare, (x, y)),
+        bootstrap=Bootstrap(resamples or RESAMPLES.get(len(metrics), FEW_RESAMPLES), seed=seed),
+        series=options.read_series("--compare", compare, metrics),
     )
     write_text(out_dir / "front.json", json.dumps(data, indent=2, allow_nan=False) + "\n")
 

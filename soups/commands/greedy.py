@@ -33,25 +33,24 @@ def command(
 
     Example: soups greedy runs/*/ --evaluator evaluate:held_out --metric accuracy -o runs/greedy --save runs/soup
     """
-    from soups.greedy import greedy_soup
+    from soups.engine.output import check_free
     from soups.merge import Recipe, merge
-    from soups.output import check_free
+    from soups.search.greedy import greedy_soup
     from soups.state import write_text
     from soups.sweep import Sweep
 
     checkpoints = options.open_models(models, name)
     spec, args = options.evaluator_of(evaluator, program, arg)
     method = options.bound_method("linear", None, False)
-    sweep = Sweep(checkpoints, method, spec, args, None, options.integer_policy(integers))
+    sweep = Sweep(checkpoints, method, spec, args, None, integers)
     if save is not None:
         check_free(save)
     with progress(2 * len(checkpoints) - 1, "greedy") as on_result:
         data = greedy_soup(sweep, metric, out, ties=options.tie_rule(ties), on_result=on_result, num_workers=workers)
     write_text(out / "greedy.json", json.dumps(data, indent=2) + "\n")
     if save is not None:
-        members = [c for c in checkpoints if c.name in data["members"]]
-        weights = [data["coefficients"][c.name] for c in members]
-        merge(Recipe(members, weights, method, None, sweep.integers), save)
+        weights = [data["coefficients"][checkpoint.name] for checkpoint in checkpoints]
+        merge(Recipe(checkpoints, weights, method, None, sweep.integers), save)
     data |= {"saved": None if save is None else str(save)}
     show(data, _lines(data, out), as_json)
 

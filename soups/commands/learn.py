@@ -15,7 +15,7 @@ from soups.commands.output import show, spell
 from soups.errors import UserError
 
 if TYPE_CHECKING:
-    from soups.learn import Per
+    from soups.search.learn import Per
 
 MAX_SHOWN = 12  # groups printed
 
@@ -40,13 +40,12 @@ def command(
 
     Example: soups learn runs/a runs/b --loss objective:held_out --per module -o runs/learned.json --save runs/soup
     """
-    from soups.learn import learn, load_objective, save_learned
-    from soups.output import check_free
+    from soups.engine.output import check_free
+    from soups.search.learn import learn, load_objective, save_learned
     from soups.state import write_text
 
     checkpoints = options.open_models(models, name)
     objective = load_objective(loss, models[0], options.key_values("--arg", arg))
-    policy = options.integer_policy(integers)
     if save is not None:
         check_free(save)
     learned = learn(
@@ -55,14 +54,14 @@ def command(
         per=_per(per),
         epochs=epochs,
         lr=lr,
-        integers=policy,
+        integers=integers,
         spec=loss,
         on_epoch=lambda epoch, value: print(f"epoch {epoch}/{epochs}  loss {value:.6g}", file=sys.stderr),
     )
     data = asdict(learned) | {"saved": None if save is None else str(save)}
     write_text(out, json.dumps(data, indent=2) + "\n")
     if save is not None:
-        save_learned(checkpoints, learned, policy, save)
+        save_learned(checkpoints, learned, integers, save)
     show(data, _lines(data, out), as_json)
 
 

@@ -47,17 +47,17 @@ def command(
     Example: soups merge recipe.yaml -o runs/soup
     """
     from soups.merge import Recipe
-    from soups.policies import Policies
+    from soups.recipes.policies import Policies
 
     if out is None:
         if not explain:
             raise UserError("no output folder", where="--out", fix="give the folder to create: -o DIR")
         out = Path()  # nothing is written
-    if len(models) == 1 and models[0].suffix in (".yaml", ".yml"):
+    if options.is_recipe(models):
         flags = [weights, name, param, base, extrapolate, ema, dtype]
         if any(flags) or (method, integers, lora_mode) != ("linear", "error", "delta"):
             raise UserError("a recipe file takes no flags of the merge", fix="write them into the recipe")
-        from soups.recipe import load_recipe
+        from soups.recipes.file import load_recipe
 
         recipe = load_recipe(models[0])
         _finish(recipe, out, shard_size, explain=explain, dry_run=dry_run, as_json=as_json)
@@ -76,7 +76,7 @@ def command(
         point,
         bound,
         options.open_base(base, bound, checkpoints),
-        options.integer_policy(integers),
+        integers,
         policies=Policies(dtype=_dtype(dtype)),
     )
     _finish(recipe, out, shard_size, explain=explain, dry_run=dry_run, as_json=as_json)
@@ -84,12 +84,12 @@ def command(
 
 def _finish(recipe: Recipe, out: Path, shard_size: str | None, *, explain: bool, dry_run: bool, as_json: bool) -> None:
     """Explain, plan or carry out a recipe, and print it."""
+    from soups.engine.output import check_free
     from soups.merge import merge, plan
-    from soups.output import check_free
 
     if explain:
-        from soups.recipe import explain as table
-        from soups.recipe import explain_lines
+        from soups.recipes.file import explain as table
+        from soups.recipes.file import explain_lines
 
         recipe.check()
         show({"tensors": table(recipe)}, explain_lines(recipe), as_json)

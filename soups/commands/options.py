@@ -13,10 +13,9 @@ import typer
 from soups.errors import UserError
 
 if TYPE_CHECKING:
-    from soups.greedy import Ties
-    from soups.merge import Integers
     from soups.methods import Method
     from soups.pareto import Floats
+    from soups.search.greedy import Ties
     from soups.state import Checkpoint
 
 Models = Annotated[
@@ -38,7 +37,7 @@ Extrapolate = Annotated[
 ]
 Ema = Annotated[bool, typer.Option("--ema", help="Take the moving average that a training stored in its file.")]
 IntegerPolicy = Annotated[
-    str, typer.Option("--integers", help="Integer tensors that differ between models: error, or first.")
+    str, typer.Option("--integers", help="Integer tensors that differ between models: error, first, max, or from:NAME.")
 ]
 ResultsOut = Annotated[Path, typer.Option("-o", "--out", help="Folder of results; resumed if it is there.")]
 EvaluatorName = Annotated[
@@ -64,6 +63,11 @@ Compared = Annotated[
 Workers = Annotated[int, typer.Option("--workers", min=1, help="Processes that score points at the same time.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def is_recipe(models: Sequence[Path]) -> bool:
+    """Say whether a recipe file was given in place of models."""
+    return len(models) == 1 and models[0].suffix in (".yaml", ".yml")
 
 
 def open_models(
@@ -127,13 +131,6 @@ def tie_rule(ties: str) -> Ties:
     if ties == "reject" or ties == "accept":
         return ties
     raise UserError(f"unknown rule for ties: {ties!r}", where="--ties", fix="choices: reject, accept")
-
-
-def integer_policy(policy: str) -> Integers:
-    """Check the policy for integer tensors."""
-    if policy == "error" or policy == "first":
-        return policy
-    raise UserError(f"unknown policy {policy!r}", where="--integers", fix="choices: error, first")
 
 
 def numbers(text: str, option: str = "--weights") -> tuple[float, ...]:

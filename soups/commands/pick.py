@@ -5,12 +5,16 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from soups.commands import options
 from soups.commands.output import show, spell
+from soups.errors import UserError
+
+if TYPE_CHECKING:
+    from soups.search.pick import Table
 
 
 def command(
@@ -21,6 +25,12 @@ def command(
     refine: Annotated[
         int, typer.Option(min=0, help="Score up to this many further points around the best one; needs the models.")
     ] = 0,
+    by: Annotated[
+        str, typer.Option(help="How: halving, or with the extra 'search' tpe or cma, for many coefficients.")
+    ] = "halving",
+    recipe: Annotated[
+        Path | None, typer.Option(help="Recipe file to write, with which soups merge makes the choice.")
+    ] = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Weigh metrics as they are, not divided by their range among the models.")
     ] = False,
@@ -34,33 +44,64 @@ def command(
 
     Example: soups pick runs/sweep --preference CIDEr=0.7,BLEU4=0.3 --refine 4
     """
-    from soups.pick import pick, table_of
     from soups.results import read_results
+    from soups.search.pick import pick, table_of
 
     wanted = options.named_numbers(preference, "--preference")
-    num_new = _refine(results_dir, wanted, raw, refine) if refine else 0
+    num_new = _refine(results_dir, wanted, refine, by, raw=raw, seed=seed) if refine else 0
     table = table_of(read_results(results_dir), wanted, raw=raw)
     data = pick(table, num_folds=folds, num_resamples=resamples, seed=seed)
     data |= {"raw": raw, "num_new_points": num_new, "merge": _merge_command(results_dir, data["choice"])}
+    if recipe is not None:
+        _write_recipe(results_dir, data["choice"], recipe)
+        data |= {"recipe": str(recipe)}
     show(data, _lines(data), as_json)
 
 
-def _refine(results_dir: Path, preference: dict[str, float], raw: bool, num_points: int) -> int:
-    """Score points around the best one; return how many."""
-    from soups.pick import next_point, table_of
+def _refine(results_dir: Path, preference: dict[str, float], num_points: int, by: str, *, raw: bool, seed: int) -> int:
+    """Score further points: around the best one, or those of a search; return how many."""
+    import numpy as np
+
     from soups.results import read_results
     from soups.scoring import Scorer
+    from soups.search.pick import nearest, next_point, table_of
+    from soups.search.sampling import sampler
     from soups.sweep import reopen_sweep, run_sweep
+
+    def table() -> Table:
+        return table_of(read_results(results_dir), preference, raw=raw)
 
     sweep = reopen_sweep(results_dir)
     scorer = Scorer(sweep, results_dir)
+    search = None
+    if by != "halving":
+        known = table()
+        num_models = len(sweep.checkpoints)
+        search = sampler(by, known.coefficients, known.utilities.mean(axis=1), num_models, seed)
     for count in range(num_points):
-        point = next_point(table_of(read_results(results_dir), preference, raw=raw))
+        point = search.ask() if search else next_point(table())
         if point is None:
             return count
         (result,) = run_sweep(sweep, [point], results_dir, scorer=scorer)
+        if search:
+            now = table()
+            search.tell(float(now.utilities[nearest(now.coefficients, np.array(point))].mean()))
         print(f"{spell(result.coefficients)}   {spell(result.metrics)}", file=sys.stderr)
     return num_points
+
+
+def _write_recipe(results_dir: Path, choice: dict[str, Any], path: Path) -> None:
+    import yaml
+
+    from soups.recipes.chosen import recipe_of
+    from soups.results import SWEEP_NAME, read_manifest
+    from soups.state import write_text
+
+    manifest = read_manifest(results_dir)
+    if manifest is None:
+        raise UserError(f"no {SWEEP_NAME} in this folder", where=str(results_dir), fix="give the output of soups sweep")
+    recipe = recipe_of(manifest, choice["coefficients"], str(results_dir / SWEEP_NAME))
+    write_text(path, yaml.safe_dump(recipe, sort_keys=False))
 
 
 def _merge_command(results_dir: Path, choice: dict[str, Any]) -> str | None:
@@ -68,13 +109,13 @@ def _merge_command(results_dir: Path, choice: dict[str, Any]) -> str | None:
     from soups.results import read_manifest
 
     manifest = read_manifest(results_dir)
-    if manifest is None or manifest.get("modules"):
-        return None  # coefficients per module need a recipe file
+    if manifest is None or any(manifest.get(key) for key in ("modules", "rules", "policies", "extras")):
+        return None  # these need a recipe file
     used = {name: weight for name, weight in choice["coefficients"].items() if weight != 0}
     if manifest["base"]:  # methods with a base may depend on every model
         used = choice["coefficients"]
     words = ["soups", "merge", *(manifest["checkpoints"][name]["path"] for name in used)]
-    words += ["--weights", ",".join(f"{weight:.6g}" for weight in used.values())]
+    words += ["--weights", ",".join(f"{weight:.12g}" for weight in used.values())]
     if manifest["method"] != "linear":
         words += ["--method", manifest["method"]]
     for key, value in manifest["params"].items():
@@ -100,4 +141,5 @@ def _lines(data: dict[str, Any]) -> list[str]:
             f"[{utility['low']:.4f}, {utility['high']:.4f}]{unseen}"
         )
     lines.append(f"choice, by {data['choice']['policy']}: {spell(data['choice']['coefficients'])}")
-    return [*lines, data["merge"]] if data["merge"] else lines
+    lines += [f"soups merge {data['recipe']} -o SOUP"] if "recipe" in data else []
+    return [*lines, data["merge"]] if data["merge"] and "recipe" not in data else lines

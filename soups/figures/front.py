@@ -1,8 +1,12 @@
-"""The soups in the plane of two metrics, with the straight line, the knee, other sets of models and trainings."""
+"""The soups in the plane of two metrics, with the straight line, the knee, other sets of models and trainings.
+
+A front of more metrics is drawn as the planes of all pairs; hollow is what is dominated in all metrics together.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 from soups.figures import Inputs
@@ -31,8 +35,11 @@ def figure(inputs: Inputs) -> Figure:
 def front_figure(data: Mapping[str, Any], results: Sequence[Result], inputs: Inputs | None = None) -> Figure:
     """Draw the content of ``front.json``; ``results`` give the samples."""
     inputs = inputs or Inputs()
-    plane = front_plane(data, results, inputs)
-    return Figure(f"Front of {data['labels'][data['x']]} and {data['labels'][data['y']]}", [plane], caption(data))
+    labels = [data["labels"][metric] for metric in (data["x"], data["y"], *data.get("more", ()))]
+    title = f"Front of {', '.join(labels[:-1])} and {labels[-1]}"
+    pairs = combinations((data["x"], data["y"], *data.get("more", ())), 2)
+    planes = [front_plane({**data, "x": x, "y": y}, results, inputs) for x, y in pairs]
+    return Figure(title, planes, caption(data), num_columns=min(len(planes), inputs.num_columns))
 
 
 def front_plane(data: Mapping[str, Any], results: Sequence[Result], inputs: Inputs, title: str = "") -> Plane:

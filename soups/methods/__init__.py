@@ -19,7 +19,9 @@ and, if it needs them,
 * ``EXTRA``: the name of a further tensor per model, such as a Fisher diagonal (None where there is none);
 
   either becomes the fourth argument of ``merge``, cut like the models;
-* ``EXACT``: parameters under which all the weight on one model returns that model (nothing is trimmed).
+* ``EXACT``: parameters under which all the weight on one model returns that model (nothing is trimmed);
+* ``ARRAYS``: whether ``merge`` uses operators only, and so takes numpy arrays too; a merge on the CPU then needs
+  no torch, whose import takes longer than most merges.
 """
 
 from __future__ import annotations
@@ -37,12 +39,14 @@ from soups.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     import torch
 
+    from soups.engine.arrays import Raw
     from soups.sources.info import TensorInfo
     from soups.state import Checkpoint
 
 MAX_LISTED = 10
 GPU_CHUNK_ELEMENTS = 1 << 24
 CHUNK_ELEMENTS = 1 << 16  # 512 kB in float64: the pieces stay in cache, which beats one whole float32 pass
+ARRAY_ELEMENTS = 1 << 14  # the same for numpy, which costs less per call
 
 
 def method_names() -> list[str]:
@@ -90,6 +94,11 @@ class Method:
     def is_elementwise(self) -> bool:
         """Say whether a caller may cut the tensors and merge the parts, in any order."""
         return self.module.ELEMENTWISE and self.extra is None
+
+    @property
+    def takes_arrays(self) -> bool:
+        """Say whether `merge_raw` may be called."""
+        return getattr(self.module, "ARRAYS", False)
 
     @property
     def extra(self) -> str | None:
@@ -161,12 +170,35 @@ class Method:
             base: the parameter in the common initialisation.
             place: which parameter this is; random methods and those with ``EXTRA`` need it.
         """
-        if out.is_contiguous() and out.device == models[0].device:
+        raw = _as_raw([out, *models, *([] if base is None else [base])]) if self.takes_arrays else None
+        if raw is not None:
+            self.merge_raw(raw[0], raw[1 : 1 + len(models)], weights, None if base is None else raw[-1])
+        elif out.is_contiguous() and out.device == models[0].device:
             self._merge_pieces(out, models, weights, base, place)
         else:
             result = models[0].new_empty(models[0].shape, dtype=out.dtype)
             self._merge_pieces(result, models, weights, base, place)
             out.copy_(result)
+
+    def merge_raw(self, out: Raw, models: Sequence[Raw], weights: Sequence[float], base: Raw | None = None) -> None:
+        """Write the merge of entries of one parameter into ``out``, as `merge_into` does, with numpy.
+
+        Args:
+            out: receives the result; as many entries as the models.
+            models: the entries in each model.
+            weights: one coefficient per model.
+            base: the entries in the common initialisation.
+        """
+        for start in range(0, len(out), ARRAY_ELEMENTS):
+            piece = slice(start, min(start + ARRAY_ELEMENTS, len(out)))
+            inputs = [model[piece] for model in models]
+            wide = [part.widen() for part in inputs]
+            merged = self.module.merge(wide, weights, None if base is None else base[piece].widen(), **self.params)
+            exact = next((part for part, used in zip(inputs, wide, strict=True) if merged is used), None)
+            if exact is not None and exact.dtype == out.dtype:
+                out[piece].data[:] = exact.data
+            else:
+                out[piece].store(merged)
 
     def _merge_pieces(
         self,
@@ -221,6 +253,20 @@ class Method:
         out = models[0].new_empty(models[0].shape)
         self.merge_into(out, models, weights, base, place)
         return out
+
+
+def _as_raw(tensors: Sequence[torch.Tensor]) -> list[Raw] | None:
+    """Return tensors as entries for numpy, the first of them sharing its memory; None if they are not for it."""
+    import torch
+
+    from soups.engine.arrays import DTYPES, Raw
+
+    names = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+    is_ours = all(tensor.device.type == "cpu" and names.get(tensor.dtype) in DTYPES for tensor in tensors)
+    if not is_ours or not tensors[0].is_contiguous():
+        return None
+    flat = [tensor.detach().reshape(-1).contiguous() for tensor in tensors]  # the first one as it is
+    return [Raw(t.view(torch.uint8).numpy(), names[t.dtype], t.element_size()) for t in flat]
 
 
 def _read(checkpoint: Checkpoint, name: str) -> torch.Tensor | None:

@@ -1,6 +1,7 @@
 """Checks on coefficients shared by the methods."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from soups.errors import UserError
 
@@ -34,6 +35,15 @@ def one_hot(weights: Sequence[float]) -> int | None:
     """Return the index of the only non-zero coefficient if it is exactly one, else None."""
     used = [index for index, weight in enumerate(weights) if weight != 0]
     return used[0] if len(used) == 1 and weights[used[0]] == 1 else None
+
+
+def zeros_like(values: Any) -> Any:
+    """Return zeros in the shape, dtype and kind of a tensor or an array."""
+    if hasattr(values, "new_zeros"):
+        return values.new_zeros(values.shape)
+    import numpy as np
+
+    return np.zeros_like(values)
 
 
 def _listed(weights: Sequence[float]) -> str:

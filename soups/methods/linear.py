@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from soups.methods._weights import check_convex, one_hot
+from soups.methods._weights import check_convex, one_hot, zeros_like
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 BASE = "none"
 ELEMENTWISE = True
+ARRAYS = True
 
 
 def check(weights: Sequence[float], *, extrapolate: bool) -> None:
@@ -38,5 +39,8 @@ def merge(
     for model, weight in zip(models, weights, strict=True):
         if weight != 0:  # 0 * inf would poison the sum
             term = model * weight  # product and sum rounded apart: the order of two models is irrelevant
-            total = term if total is None else total.add_(term)
-    return models[0].new_zeros(models[0].shape) if total is None else total
+            if total is None:
+                total = term
+            else:
+                total += term
+    return zeros_like(models[0]) if total is None else total

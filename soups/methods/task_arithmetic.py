@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from soups.methods._weights import one_hot
+from soups.methods._weights import one_hot, zeros_like
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 BASE = "required"
 ELEMENTWISE = True
+ARRAYS = True
 
 
 def check(weights: Sequence[float], **others: object) -> None:
@@ -23,7 +24,7 @@ def merge(models: Sequence[Tensor], weights: Sequence[float], base: Tensor, *, s
     endpoint = one_hot(weights)
     if endpoint is not None and scale == 1:
         return models[endpoint]
-    shift = base.new_zeros(base.shape)
+    shift = zeros_like(base)
     for model, weight in zip(models, weights, strict=True):
         if weight != 0:
             shift += (model - base) * weight

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from soups.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
-BLOCK = re.compile(r"^```(python|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```(python|yaml|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.filterwarnings("default")  # those of other libraries; ours are tested elsewhere
@@ -27,7 +27,7 @@ def test_every_block_of_the_page_runs(tmp_path, monkeypatch):
     # Functions that a later block adds are there from the start: a module is imported once.
     for kind, text in blocks:
         name = re.match(r"# (file|append): (\S+)\n", text)
-        if kind == "python" and name:
+        if kind != "console" and name:
             with Path(name[2]).open("a" if name[1] == "append" else "w") as file:
                 file.write(text.partition("\n")[2])
     commands = set()

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from soups.cli import app
+from soups.engine.live import LiveSoup
 from soups.errors import UserError
-from soups.live import LiveSoup
 from soups.methods import get_method
 from soups.points import segment
 from soups.results import open_results, read_results

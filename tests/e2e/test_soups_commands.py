@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 
 from soups.cli import app
 from soups.evaluators.function import ModelEvaluator
-from soups.learn import Objective
 from soups.results import read_results
+from soups.search.learn import Objective
 
 ROOT = Path(__file__).resolve().parents[2]
 ME = __name__

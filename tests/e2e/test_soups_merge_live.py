@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from soups import live as live_module
+from soups.engine import live as live_module
+from soups.engine.live import LiveSoup
 from soups.errors import UserError
-from soups.live import LiveSoup
 from soups.merge import merge
 from soups.methods import get_method
 from soups.state import open_checkpoint, reopen

@@ -24,7 +24,7 @@ from soups.evaluators.function import ModelEvaluator
 from soups.merge import Recipe, merge
 from soups.methods import get_method, method_names
 from soups.points import lattice
-from soups.policies import Policies
+from soups.recipes.policies import Policies
 from soups.results import read_results
 from soups.state import open_checkpoint
 from soups.sweep import Sweep, run_sweep

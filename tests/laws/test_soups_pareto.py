@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -100,3 +101,22 @@ def test_the_bootstrap_interval_has_the_width_of_the_normal_one():
     low, high = pareto.interval(pareto.resampled_means(scores, num_resamples=4000, seed=0))
     expected = 2 * 1.96 * scores.std() / 20
     np.testing.assert_allclose((high - low).item(), expected, rtol=0.05)  # 4000 resamples: 2 % noise
+
+
+@pytest.mark.parametrize("num_rewards", [2, 3, 4])
+@pytest.mark.parametrize("seed", range(3))
+def test_hypervolume_counts_the_unit_cells_in_more_rewards(num_rewards, seed):
+    points = np.random.default_rng(seed).integers(0, 5, size=(7, num_rewards)).astype(float)
+    cells = np.stack(np.meshgrid(*[np.arange(5)] * num_rewards), axis=-1).reshape(-1, num_rewards)
+    covered = (points[None] >= cells[:, None] + 1).all(axis=2).any(axis=1)
+    origin = np.zeros(num_rewards)
+    assert pareto.hypervolume(points, origin) == covered.sum()
+    assert pareto._volume(points[(points > 0).all(axis=1)]) == covered.sum()
+    assert pareto.hypervolumes(np.stack([points, points[::-1]]), origin).tolist() == [covered.sum()] * 2
+
+
+def test_the_knee_of_three_rewards_is_farthest_above_the_plane_of_the_experts():
+    experts = np.eye(3)
+    points = np.concatenate([experts, [[0.3, 0.3, 0.3], [0.5, 0.5, 0.2], [0.45, 0.3, 0.3]]])
+    assert pareto.knee(points, experts) == 4
+    np.testing.assert_allclose(pareto.plane_heights(points, experts), (points.sum(axis=1) - 1) / 3**0.5, atol=1e-12)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from soups.errors import UserError
-from soups.pick import (
+from soups.results import Result
+from soups.search.pick import (
     best_measured,
     from_endpoints,
     from_preference,
@@ -20,7 +21,6 @@ from soups.pick import (
     table_of,
     usable_policies,
 )
-from soups.results import Result
 
 CURVES = json.loads((Path(__file__).parents[1] / "laws" / "soups_appendix.json").read_text())
 ONE = [0]

@@ -13,13 +13,13 @@ from typer.testing import CliRunner
 
 from soups.batch_norm import recompute
 from soups.cli import app
-from soups.coefficients import Rule, interpolate, resolve_weights
 from soups.errors import UserError
 from soups.merge import Recipe, merge, plan
-from soups.mergekit import from_mergekit
 from soups.methods import get_method
-from soups.policies import Policies
-from soups.recipe import explain, explain_lines, load_recipe, parse_yaml
+from soups.recipes.coefficients import Rule, interpolate, resolve_weights
+from soups.recipes.file import explain, explain_lines, load_recipe, parse_yaml
+from soups.recipes.mergekit import from_mergekit
+from soups.recipes.policies import Policies
 from soups.state import open_checkpoint
 
 NAMES = [

@@ -8,21 +8,25 @@ from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from soups.engine import Job, num_cores, run_jobs
-from soups.output import WeightFiles
+from soups.engine.jobs import Job, num_cores, run_jobs
+from soups.engine.output import WeightFiles
 from soups.sources.info import DTYPES, ITEM_BYTES, TensorInfo
 from soups.state import Checkpoint, Reader
 
 if TYPE_CHECKING:
     import torch
 
+    from soups.engine.arrays import Raw
+
 Read = Callable[[Checkpoint, str], "torch.Tensor"]  # from a checkpoint and a name to the tensor or a piece of it
 
 PIECE_ELEMENTS = 1 << 17  # 0.5 MB in float32: large enough for the disk, small enough for the cache
 BUDGET_BYTES = 256 << 20  # whole tensors in work at the same time; a larger one is in work alone
 WORK_BYTES = 24  # per entry of a whole tensor: a float64 copy and what methods measure
-TORCH_BYTES = 280 << 20  # what Python and torch hold before any work: 268 MB with CUDA 13, about half without
-START_SECONDS = 2.0  # Python and torch
+PYTHON_BYTES = 40 << 20  # what Python and numpy hold before any work
+TORCH_BYTES = 280 << 20  # the same with torch: 268 MB with CUDA 13, about half without
+START_SECONDS = 0.5  # Python and numpy
+TORCH_SECONDS = 2.0  # the same with torch
 DISK_BYTES_PER_SECOND = 600e6  # the cold disk of the machine that the benchmark was written on
 SECONDS_PER_ENTRY = 5e-9  # of one model, on one core of it
 
@@ -37,6 +41,8 @@ class Task:
         sources: the checkpoints that it is read from, each with the name there.
         compute: writes the result into its first argument, from what its second reads.
         by_pieces: whether ``compute`` may be given flat pieces, in any order, instead of whole tensors.
+        raw: does without torch what ``compute`` does, if that is possible: writes into its first argument from the
+            entries of the sources, in their order.
     """
 
     name: str
@@ -44,6 +50,12 @@ class Task:
     sources: tuple[tuple[Checkpoint, str], ...]
     compute: Callable[[torch.Tensor, Read], None]
     by_pieces: bool
+    raw: Callable[[Raw, Sequence[Raw]], None] | None = None
+
+    @property
+    def needs_torch(self) -> bool:
+        """Say whether numpy does not suffice: for some methods, for whole tensors, and for adapters."""
+        return self.raw is None or not self.is_cut
 
     @property
     def is_cut(self) -> bool:
@@ -71,12 +83,15 @@ class Task:
 def predicted_memory(tasks: Sequence[Task], num_threads: int) -> int:
     """Return the peak of anonymous memory in bytes that `stream` will need, Python and torch included."""
     largest = max((task.num_bytes for task in tasks), default=0)
-    return TORCH_BYTES + max(min(largest * num_threads, BUDGET_BYTES), largest)
+    start = TORCH_BYTES if any(task.needs_torch for task in tasks) else PYTHON_BYTES
+    return start + max(min(largest * num_threads, BUDGET_BYTES), largest)
 
 
-def predicted_seconds(num_bytes: int, num_entries: int, num_threads: int) -> float:
-    """Return about how long a merge takes that reads and writes so many bytes and sums up so many entries."""
-    return START_SECONDS + max(num_bytes / DISK_BYTES_PER_SECOND, num_entries * SECONDS_PER_ENTRY / num_threads)
+def predicted_seconds(tasks: Sequence[Task], num_bytes: int, num_threads: int) -> float:
+    """Return about how long a merge takes that reads and writes so many bytes."""
+    num_entries = sum(task.info.num_elements * len(task.sources) for task in tasks)
+    start = TORCH_SECONDS if any(task.needs_torch for task in tasks) else START_SECONDS
+    return start + max(num_bytes / DISK_BYTES_PER_SECOND, num_entries * SECONDS_PER_ENTRY / num_threads)
 
 
 def stream(tasks: Sequence[Task], readers: Mapping[Checkpoint, Reader], files: WeightFiles) -> None:
@@ -87,6 +102,8 @@ def stream(tasks: Sequence[Task], readers: Mapping[Checkpoint, Reader], files: W
         readers: the open files of every checkpoint that a task reads.
         files: where the result goes.
     """
+    if any(task.needs_torch for task in tasks):
+        import torch  # noqa: F401 - before the jobs start
     run_jobs(_jobs(sorted(tasks, key=lambda task: task.place), readers, files), num_cores(), BUDGET_BYTES)
 
 
@@ -94,7 +111,33 @@ def _jobs(tasks: Sequence[Task], readers: Mapping[Checkpoint, Reader], files: We
     for task in tasks:
         step = PIECE_ELEMENTS if task.is_cut else max(task.info.num_elements, 1)
         for start in range(0, max(task.info.num_elements, 1), step):
-            yield Job(_bound(task, start, min(start + step, task.info.num_elements), readers, files), task.num_bytes)
+            stop = min(start + step, task.info.num_elements)
+            bound = _bound if task.needs_torch else _bound_raw
+            yield Job(bound(task, start, stop, readers, files), task.num_bytes)
+
+
+def _bound_raw(
+    task: Task, start: int, stop: int, readers: Mapping[Checkpoint, Reader], files: WeightFiles
+) -> Callable[[], None]:
+    def run() -> None:
+        from soups.engine.arrays import Raw
+
+        slots = count()
+
+        def entries(dtype: str) -> Raw:
+            num_bytes = (stop - start) * ITEM_BYTES[dtype]
+            return Raw(_array(next(slots), num_bytes), dtype, ITEM_BYTES[dtype])
+
+        inputs = []
+        for checkpoint, name in task.sources:
+            inputs.append(entries(checkpoint.infos[name].dtype))
+            readers[checkpoint].fill(name, start, inputs[-1].data.data)
+        out = entries(task.info.dtype)
+        assert task.raw is not None
+        task.raw(out, inputs)
+        files.write(task.name, start * ITEM_BYTES[task.info.dtype], out.data.data)
+
+    return run
 
 
 def _bound(
@@ -123,10 +166,17 @@ _kept = threading.local()
 
 
 def _memory(slot: int, num_bytes: int) -> torch.Tensor:
-    """Return bytes that the next piece of this thread will use again: fresh memory costs a page fault every 4 kB."""
+    """Return at least so many bytes, see `_array`."""
     import torch
 
-    kept: dict[Any, torch.Tensor] = _kept.__dict__
-    if slot not in kept or kept[slot].numel() < num_bytes:
-        kept[slot] = torch.empty(num_bytes, dtype=torch.uint8)
-    return kept[slot]
+    return torch.from_numpy(_array(slot, num_bytes))
+
+
+def _array(slot: int, num_bytes: int) -> Any:
+    """Return bytes that the next piece of this thread will use again: fresh memory costs a page fault every 4 kB."""
+    import numpy as np
+
+    kept: dict[Any, Any] = _kept.__dict__
+    if slot not in kept or len(kept[slot]) < num_bytes:
+        kept[slot] = np.empty(num_bytes, dtype=np.uint8)
+    return kept[slot][:num_bytes]

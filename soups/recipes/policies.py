@@ -5,21 +5,18 @@ Strict by default: names, shapes and dtypes agree, integers are equal. Every exc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from soups.batch_norm import is_counter, is_statistic
-from soups.coefficients import Rule, matching, resolve_weights
 from soups.errors import UserError
-from soups.methods import Place, get_method
 from soups.methods._weights import SUM_TOLERANCE, one_hot
+from soups.recipes.coefficients import Rule, matching, resolve_weights
 from soups.sources.info import TensorInfo
 from soups.state import MAX_LISTED, Checkpoint, check_compatible
 
 if TYPE_CHECKING:
-    import torch
-
     from soups.methods import Method
 
 Owners = Literal["error", "owners", "common"]
@@ -311,67 +308,3 @@ def _tie(actions: Mapping[str, Action], tied: Sequence[Sequence[str]]) -> dict[s
                 raise UserError(what, where="policies: tied", fix="give both the same coefficients, or untie them")
             result[name] = replace(other, how="tied", source=group[0], why=f"tied to {group[0]}")
     return result
-
-
-def compute_into(
-    out: torch.Tensor,
-    name: str,
-    action: Action,
-    readers: Sequence[Callable[[str], torch.Tensor]],
-    read_base: Callable[[str], torch.Tensor] | None,
-    method: Method,
-    digests: Sequence[str],
-) -> None:
-    """Write one tensor of the result into ``out``, of the shape and dtype of ``action.info``.
-
-    Models are summed in the order of their digests: sums of three terms depend on the order, and the same models
-    given in another order must give the same bytes.
-
-    Args:
-        out: receives the result.
-        name: the tensor.
-        action: how it is made; not ``tied``, whose source the caller copies.
-        readers: per model, a function from a name to its tensor.
-        read_base: the same for the base.
-        method: the method.
-        digests: per model, the digest of its weights.
-    """
-    if action.how in ("agree", "max"):
-        tensors = [readers[index](name) for index in action.parts[0].models]
-        out.copy_(_agreed(name, tensors) if action.how == "agree" else _largest(tensors))
-        return
-    for part in action.parts:
-        order = sorted(range(len(part.models)), key=lambda place: digests[part.models[place]])
-        rows = ... if part.stop is None else slice(part.start, part.stop)
-        models = [readers[part.models[place]](name)[rows] for place in order]
-        weights = [part.weights[place] for place in order]
-        is_new = method.base == "required" and not part.has_base  # one model adds it: there is no task vector
-        if action.how == "copy" or (action.how == "merge" and is_new):
-            out[rows].copy_(models[0])
-        elif action.how == "linear":
-            get_method("linear", {"extrapolate": True}).merge_into(out[rows], models, _normalized(weights))
-        else:
-            base = read_base(name)[rows] if read_base is not None and part.has_base else None
-            place = Place(name, [digests[part.models[place]] for place in order])
-            method.merge_into(out[rows], models, weights, base, place)
-
-
-def _normalized(weights: Sequence[float]) -> list[float]:
-    total = sum(weights)
-    return [weight / total if total else 1 / len(weights) for weight in weights]
-
-
-def _agreed(name: str, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    if any(not tensors[0].equal(other) for other in tensors[1:]):
-        raise UserError(
-            f"integer tensor {name!r} differs between the models",
-            fix="choose --integers first to take it from the first model",
-        )
-    return tensors[0]
-
-
-def _largest(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    largest = tensors[0]
-    for other in tensors[1:]:
-        largest = largest.where(largest >= other, other)
-    return largest

@@ -230,7 +230,7 @@ def nearest(coefficients: Floats, chosen: Floats) -> int:
 
 
 def _named(names: Sequence[str], coefficients: Floats) -> dict[str, float]:
-    return {name: round(float(weight), 6) for name, weight in zip(names, coefficients, strict=True)}
+    return {name: round(float(weight), 12) for name, weight in zip(names, coefficients, strict=True)}
 
 
 def next_point(table: Table) -> Point | None:

@@ -204,6 +204,13 @@ class WeightFiles:
         weight_map = {tensor: shard.name for tensor, shard in sorted(self._shards.items())}
         return json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2) + "\n"
 
+    def write_headers(self, shards: Sequence[Shard]) -> None:
+        """Replace the headers by others of the same lengths: for metadata that is known only at the end."""
+        lengths = {shard.name: len(shard.header) for shard in self._shards.values()}
+        for shard in shards:
+            assert len(shard.header) == lengths.get(shard.name, len(shard.header))
+            _write_all(self._files[shard.name], memoryview(shard.header), 0)
+
     def write(self, tensor: str, start: int, data: memoryview) -> None:
         """Write bytes of a tensor, from its byte ``start`` on."""
         shard = self._shards[tensor]

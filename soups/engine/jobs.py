@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,9 @@ def num_cores() -> int:
 
 
 def run_jobs(jobs: Iterable[Job], num_threads: int, budget: int | None = None) -> None:
-    """Run the jobs, started in their order, each on one thread; torch releases the lock of Python while it computes.
+    """Run the jobs, started in their order, each on one thread; numpy and torch release the lock of Python.
+
+    Jobs that use torch must have imported it before: its threads and its gradients are then off in them.
 
     Args:
         jobs: what to run; a generator is drawn from as threads become free.
@@ -34,22 +39,27 @@ def run_jobs(jobs: Iterable[Job], num_threads: int, budget: int | None = None) -
     Raises:
         BaseException: the first that a job raised; the jobs that were not started then are not.
     """
-    import torch
-
     if num_threads == 1:
-        with torch.no_grad():
+        with _without_gradients():
             for job in jobs:
                 job.run()
         return
     queue = _Queue(jobs, budget)
 
     def work() -> None:
-        torch.set_num_threads(1)  # counts for this thread; the pieces are too small to share among threads
-        with torch.no_grad():
+        if torch := sys.modules.get("torch"):
+            torch.set_num_threads(1)  # counts for this thread; the pieces are too small to share among threads
+        with _without_gradients():
             queue.work()
 
-    before = torch.get_num_threads()
     threads = [threading.Thread(target=work, daemon=True) for _ in range(num_threads)]
+    with _torch_threads_restored():
+        _run(threads, queue)
+    if queue.error is not None:
+        raise queue.error
+
+
+def _run(threads: Sequence[threading.Thread], queue: _Queue) -> None:
     try:
         for thread in threads:
             thread.start()
@@ -60,10 +70,22 @@ def run_jobs(jobs: Iterable[Job], num_threads: int, budget: int | None = None) -
         for thread in threads:
             if thread.ident is not None:
                 thread.join()
+
+
+def _without_gradients() -> AbstractContextManager[Any]:
+    torch = sys.modules.get("torch")
+    return torch.no_grad() if torch else nullcontext()
+
+
+@contextmanager
+def _torch_threads_restored() -> Iterator[None]:
+    torch = sys.modules.get("torch")
+    before = torch.get_num_threads() if torch else 0
+    try:
+        yield
     finally:
-        torch.set_num_threads(before)  # the default for threads that start later
-    if queue.error is not None:
-        raise queue.error
+        if torch:
+            torch.set_num_threads(before)  # the default for threads that start later
 
 
 class _Queue:

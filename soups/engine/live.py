@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from soups.engine import Job, num_cores, run_jobs
+from soups.engine.jobs import Job, num_cores, run_jobs
 from soups.errors import UserError
-from soups.merge import pick_integer
 from soups.points import Point
-from soups.policies import compute_into
+from soups.recipes.compute import compute_into
 from soups.state import MAX_LISTED, Checkpoint
 
 if TYPE_CHECKING:
@@ -31,8 +30,14 @@ class LiveSoup:
     """
 
     def __init__(self, sweep: Sweep, live: Mapping[str, torch.Tensor]) -> None:
+        import torch
+
         self._sweep = sweep
-        infos = sweep.checkpoints[0].infos
+        if sweep.policies.batch_norm == "recompute":
+            fix = "use soups.evaluators.batch_norm, which reports recomputed statistics too, or --command"
+            raise UserError("a live model has no second pass over data", where="policies: batch_norm", fix=fix)
+        within = self._within()
+        infos = {name: action.info for name, action in within.actions.items()}
         check_live(infos, live, sweep.evaluator)
         self._digests = [checkpoint.digest for checkpoint in sweep.checkpoints]
         self._live = {name: live[name] for name in infos}
@@ -42,13 +47,23 @@ class LiveSoup:
         self._groups = aliases(self._live)
         for names in self._groups:
             _check_aliases_agree(names, states)
-        for name, info in infos.items():
-            if not info.is_float and sweep.integers == "error":  # fail now rather than at the first mixture
-                pick_integer(name, [state[name] for state in self._states], (), "error")
+        for name, action in within.actions.items():
+            if action.how == "agree":  # fail now rather than at the first mixture
+                self._bound(within, torch.empty_like(self._live[name]), name, None)()
+
+    def _within(self) -> Recipe:
+        """Return the recipe of a point where every model counts; at a corner, policies may leave tensors out."""
+        num_models = len(self._sweep.checkpoints)
+        return self._sweep.recipe((1 / num_models,) * num_models * (1 + len(self._sweep.labels)))
 
     def write(self, point: Point) -> None:
         """Write the mixture of one point into the live tensors."""
         recipe = self._sweep.recipe(point)
+        shapes = {name: action.info.shape for name, action in recipe.actions.items()}
+        if shapes != {name: tuple(tensor.shape) for name, tensor in self._live.items()}:
+            what = f"the mixture {', '.join(f'{weight:g}' for weight in point)} has other tensors than the live model"
+            fix = "score files instead: --command, or an evaluator with evaluate_checkpoint()"
+            raise UserError(what, where="policies", fix=fix)
         skipped = {name for names in self._groups for name in names[1:]}  # written with the first of their group
         names = [name for name in self._live if name not in skipped]
         on_cpu = all(self._live[name].device.type == "cpu" for name in names)
@@ -147,7 +162,7 @@ def _check_aliases_agree(names: Sequence[str], states: Sequence[Mapping[str, tor
 
     for state in states:
         for name in names[1:]:
-            if not torch.equal(state[names[0]], state[name]):
+            if names[0] in state and name in state and not torch.equal(state[names[0]], state[name]):
                 raise UserError(
                     f"{names[0]!r} and {name!r} share memory in the live model but differ in a checkpoint",
                     fix="untie them in the evaluator, or save the checkpoints tied",

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from soups.coefficients import Rule
+from soups.engine.live import check_live
 from soups.errors import UserError
 from soups.evaluator import check_args, import_function
-from soups.live import check_live
-from soups.merge import Integers, Recipe, merge, pick_integer
+from soups.merge import Recipe, merge
 from soups.methods import get_method
 from soups.modules import module_of
+from soups.recipes.coefficients import Rule
+from soups.recipes.compute import compute_into
 from soups.state import Checkpoint, check_compatible
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def load_objective(spec: str, checkpoint_path: Path, args: Mapping[str, Any]) ->
         raise UserError(
             f"{spec} returned {type(objective).__name__}",
             where="--loss",
-            fix="return soups.learn.Objective(model, batches, loss)",
+            fix="return soups.search.learn.Objective(model, batches, loss)",
         )
     return objective
 
@@ -86,7 +87,7 @@ class MergedModel:
     """Calls a model with weights that are a differentiable mixture of the checkpoints."""
 
     def __init__(
-        self, checkpoints: Sequence[Checkpoint], model: torch.nn.Module, per: Per, integers: Integers, spec: str
+        self, checkpoints: Sequence[Checkpoint], model: torch.nn.Module, per: Per, integers: str, spec: str
     ) -> None:
         import torch
 
@@ -98,11 +99,7 @@ class MergedModel:
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         states = [checkpoint.load() for checkpoint in checkpoints]
-        self._fixed = {
-            name: pick_integer(name, [state[name] for state in states], (), integers).to(live[name].device)
-            for name, info in infos.items()
-            if not info.is_float
-        }
+        self._fixed = _integers(checkpoints, states, live, integers)
         self._tensors = {
             name: [state[name].to(live[name]) for state in states] for name, info in infos.items() if info.is_float
         }
@@ -121,6 +118,25 @@ class MergedModel:
         return lambda *args, **kwargs: torch.func.functional_call(self._model, merged, args, kwargs)
 
 
+def _integers(
+    checkpoints: Sequence[Checkpoint],
+    states: Sequence[Mapping[str, torch.Tensor]],
+    live: Mapping[str, torch.Tensor],
+    policy: str,
+) -> dict[str, torch.Tensor]:
+    """Return the integer and boolean tensors of the soup, on the devices of the live ones."""
+    import torch
+
+    method, digests = get_method("linear"), [checkpoint.digest for checkpoint in checkpoints]
+    recipe = Recipe(checkpoints, [1 / len(checkpoints)] * len(checkpoints), method, None, policy)
+    found: dict[str, torch.Tensor] = {}
+    for name, action in recipe.actions.items():
+        if not action.info.is_float:
+            found[name] = torch.empty_like(live[name])
+            compute_into(found[name], name, action, [state.__getitem__ for state in states], None, method, digests)
+    return found
+
+
 def learn(
     checkpoints: Sequence[Checkpoint],
     objective: Objective,
@@ -128,7 +144,7 @@ def learn(
     per: Per = "model",
     epochs: int = 5,
     lr: float = 0.05,
-    integers: Integers = "error",
+    integers: str = "error",
     spec: str = "--loss",
     on_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
 ) -> Learned:
@@ -158,7 +174,7 @@ def learn(
     for epoch in range(epochs):
         total: list[float] = []
         for batch in objective.batches:
-            loss = _checked(objective.loss(soup.caller(soup.logits.softmax(dim=1)), batch), spec)
+            loss = checked_loss(objective.loss(soup.caller(soup.logits.softmax(dim=1)), batch), spec)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -181,13 +197,14 @@ def _mean_loss(objective: Objective, call: Callable[..., Any], spec: str) -> flo
     import torch
 
     with torch.no_grad():
-        losses = [float(_checked(objective.loss(call, batch), spec)) for batch in objective.batches]
+        losses = [float(checked_loss(objective.loss(call, batch), spec)) for batch in objective.batches]
     if not losses:
         raise UserError("the objective has no batch", where=spec, fix="batches must be iterable more than once")
     return sum(losses) / len(losses)
 
 
-def _checked(loss: Any, spec: str) -> torch.Tensor:
+def checked_loss(loss: Any, spec: str) -> torch.Tensor:
+    """Require a finite scalar."""
     import torch
 
     if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
@@ -197,7 +214,7 @@ def _checked(loss: Any, spec: str) -> torch.Tensor:
     return loss
 
 
-def save_learned(checkpoints: Sequence[Checkpoint], learned: Learned, integers: Integers, out_dir: Path) -> None:
+def save_learned(checkpoints: Sequence[Checkpoint], learned: Learned, integers: str, out_dir: Path) -> None:
     """Write the soup with the learned coefficients."""
     groups: dict[tuple[float, ...], list[str]] = {}
     for name, info in checkpoints[0].infos.items():

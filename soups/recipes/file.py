@@ -10,7 +10,7 @@ r"""Recipe files: what ``soups merge RECIPE.yaml`` reads. Paths are relative to 
         weights: {caption: [1, 0.5], vqa: [0, 0.5]}
     policies: {integers: max, batch_norm: interpolate, keys: owners, dtype: F32}
 
-A file of mergekit is read too, see `soups.mergekit`.
+A file of mergekit is read too, see `soups.recipes.mergekit`.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from soups.coefficients import Rule, check_finite
 from soups.errors import UserError, did_you_mean
 from soups.merge import Recipe
-from soups.mergekit import from_mergekit, is_mergekit
 from soups.methods import get_method
-from soups.policies import Policies
+from soups.recipes.coefficients import Rule, check_finite
+from soups.recipes.mergekit import from_mergekit, is_mergekit
+from soups.recipes.policies import Policies
 from soups.state import Checkpoint, open_checkpoint
 
 MAX_PROBLEMS = 3
@@ -57,7 +57,7 @@ class RuleSection(_Section):
 
 
 class PolicySection(_Section):
-    """What may differ between the models; see `soups.policies.Policies` and `soups.policies.resolve`."""
+    """What may differ between the models; see `soups.recipes.policies`."""
 
     integers: str = "error"
     batch_norm: str = "merge"
@@ -84,8 +84,12 @@ class RecipeSection(_Section):
     policies: PolicySection = Field(default_factory=PolicySection)
 
 
-def load_recipe(path: Path) -> Recipe:
+def load_recipe(path: Path, *, is_swept: bool = False) -> Recipe:
     """Read a recipe file and open its checkpoints; reads headers, no data.
+
+    Args:
+        path: the file.
+        is_swept: whether coefficients come from elsewhere; ``weights`` are then an error.
 
     Raises:
         UserError: not YAML, unknown or mistyped keys, unknown names, or a checkpoint that cannot be opened.
@@ -96,7 +100,10 @@ def load_recipe(path: Path) -> Recipe:
         raise UserError("a recipe is a mapping of keys", where=str(path), fix="see docs/merge_methods.md, Recipes")
     if is_mergekit(data):
         data = from_mergekit(data, str(path))
-    return build_recipe(_validate(data, str(path)), text, str(path))
+    section = _validate(data, str(path))
+    if is_swept and section.weights:
+        raise UserError("weights are what a sweep varies", where=f"{path}: weights", fix="remove them")
+    return build_recipe(section, text, str(path))
 
 
 def build_recipe(section: RecipeSection, text: str = "", where: str = "recipe") -> Recipe:

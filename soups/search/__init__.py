@@ -1,0 +1,1 @@
+"""Coefficients found rather than given: for a preference, greedily, by gradient descent."""

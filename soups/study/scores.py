@@ -1,0 +1,160 @@
+"""The scores of a study: every mixture on every split, each point evaluated once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from soups.errors import UserError
+from soups.evaluator import check_args, checked_scores, import_function, load_evaluator
+from soups.methods import get_method
+from soups.points import Point
+from soups.results import Result
+from soups.scoring import Scorer
+from soups.search.greedy import greedy_soup
+from soups.state import write_text
+from soups.study.parts import Models, Report, slug
+from soups.study.plan import Mixture, Plan, inner_points
+from soups.study.schema import Pair
+from soups.sweep import Sweep, run_sweep
+
+SELECTION = "selection"
+Scores = Mapping[str, Sequence[float]]
+
+
+@dataclass
+class Table:
+    """All results.
+
+    Attributes:
+        results: by (mixture, split): the points in order.
+        ensembles: by (pair, seed, split): coefficients and scores of each.
+        greedy: what the greedy soups tried, by mixture.
+    """
+
+    results: dict[tuple[str, str], list[Result]] = field(default_factory=dict)
+    ensembles: dict[tuple[str, int, str], list[tuple[Point, Scores]]] = field(default_factory=dict)
+    greedy: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def key_of(mixture: Mixture) -> str:
+    """Return the key of a mixture in the table."""
+    return f"{mixture.kind}/{mixture.name}/{mixture.seed}"
+
+
+def score_all(plan: Plan, models: Models, root: Path, report: Report) -> Table:
+    """Score everything, split by split, so that one evaluator is in memory at a time."""
+    table = Table()
+    evaluation = plan.study.evaluation
+    mixtures = plan.mixtures
+    if evaluation.selection is not None:
+        judge = Judge(plan, models, root, SELECTION, evaluation.selection)
+        report("scores on the samples that choose")
+        for mixture in (mixture for mixture in mixtures if mixture.greedy):
+            table.greedy[key_of(mixture)] = judge.greedy(mixture)
+        mixtures = [_settled(mixture, table) for mixture in mixtures]
+        _score(judge, table, [mixture for mixture in mixtures if mixture.kind == "merge"])
+    for number, (name, split) in enumerate(evaluation.splits.items(), start=1):
+        judge = Judge(plan, models, root, name, split.args)
+        report(f"scores {number}/{len(evaluation.splits)}: {name}")
+        if number > 1:  # fronts and barriers are drawn on the first split only
+            mixtures = [mixture for mixture in mixtures if mixture.kind in ("model", "merge", "spider")]
+        _score(judge, table, mixtures)
+        for pair in plan.study.pairs if number == 1 else ():
+            for seed in plan.study.seeds:
+                table.ensembles[" | ".join(pair.of), seed, name] = judge.ensembles(pair, seed)
+    return table
+
+
+def _score(judge: Judge, table: Table, mixtures: Sequence[Mixture]) -> None:
+    for mixture in mixtures:
+        table.results[key_of(mixture), judge.split] = judge.score(mixture)
+
+
+def _settled(mixture: Mixture, table: Table) -> Mixture:
+    """Return a greedy soup with the coefficients that were found."""
+    if not mixture.greedy:
+        return mixture
+    found = table.greedy[key_of(mixture)]["coefficients"]
+    point = tuple(found[name] for name in mixture.members)
+    return Mixture(mixture.name, mixture.kind, mixture.seed, mixture.members, (point,))
+
+
+class Judge:
+    """Scores mixtures on one split; the evaluator is loaded when the first point is missing."""
+
+    def __init__(self, plan: Plan, models: Models, root: Path, split: str, args: Mapping[str, Any]) -> None:
+        self.plan, self.models, self.evaluation, self.split = plan, models, plan.study.evaluation, split
+        self.args = dict(self.evaluation.args) | dict(args)
+        described = json.dumps([self.evaluation.evaluator, self.args], sort_keys=True)
+        self.root = root / "scores" / f"{slug(split)}-{hashlib.sha256(described.encode()).hexdigest()[:8]}"
+        self._evaluator: Any = None
+        self._shapes: dict[str, Any] = {}
+
+    def sweep(self, mixture: Mixture) -> Sweep:
+        """Return the sweep of a mixture."""
+        checkpoints = [self.models.checkpoint(node, name) for name, node in mixture.members.items()]
+        base = self.models.checkpoint(self.plan.start) if mixture.has_base else None
+        method = get_method(mixture.method, mixture.params)
+        spec = self.evaluation.evaluator
+        return Sweep(checkpoints, method, spec, self.args, base, self.plan.study.integers)
+
+    def folder(self, mixture: Mixture) -> Path:
+        """Return where the scores of a mixture are."""
+        members = {name: self.models.checkpoint(node, name).digest for name, node in mixture.members.items()}
+        base = self.models.checkpoint(self.plan.start).digest if mixture.has_base else None
+        content = json.dumps(
+            [members, mixture.method, dict(mixture.params), base, bool(mixture.greedy)], sort_keys=True
+        )
+        return self.root / f"{slug(mixture.name)}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+
+    def score(self, mixture: Mixture) -> list[Result]:
+        """Return the results of all points of a mixture, in order."""
+        sweep, folder = self.sweep(mixture), self.folder(mixture)
+        scorer = Scorer(sweep, folder, lambda: self.evaluator(sweep))
+        return run_sweep(sweep, mixture.points, folder, scorer=scorer)
+
+    def greedy(self, mixture: Mixture) -> dict[str, Any]:
+        """Find the coefficients of a greedy soup."""
+        return greedy_soup(self.sweep(mixture), mixture.greedy, self.folder(mixture))
+
+    def evaluator(self, sweep: Sweep) -> Any:
+        """Return the evaluator, loaded once for models of the same shapes."""
+        first = sweep.checkpoints[0]
+        shapes = {name: info.shape for name, info in first.infos.items()}
+        if shapes != self._shapes:
+            self._evaluator = load_evaluator(sweep.evaluator, first.model_path, sweep.args)
+            self._shapes = shapes
+        return self._evaluator
+
+    def ensembles(self, pair: Pair, seed: int) -> list[tuple[Point, Scores]]:
+        """Return the scores of ensembles of the predictions of two specialists, at evenly spaced weights."""
+        nodes = [f"{name}/s{seed}" if f"{name}/s{seed}" in self.plan.nodes else name for name in pair.of]
+        keys = [self.models.checkpoint(node).digest for node in nodes]
+        spec, found, ensemble = self.evaluation.ensemble, [], None
+        for weights in inner_points(pair.ensemble):
+            content = json.dumps([spec, keys, weights], sort_keys=True)
+            path = self.root / f"ensemble-{hashlib.sha256(content.encode()).hexdigest()[:16]}.json"
+            if not path.is_file():
+                ensemble = ensemble or _load_ensemble(spec, [self.models.path(node) for node in nodes], self.args)
+                scores = checked_scores(ensemble.evaluate(weights), spec)
+                write_text(path, json.dumps({"weights": weights, "scores": scores}))
+            found.append((weights, json.loads(path.read_text(encoding="utf-8"))["scores"]))
+        return found
+
+
+def _load_ensemble(spec: str, paths: Sequence[Path], args: Mapping[str, Any]) -> Any:
+    function: Callable[..., Any] = import_function(spec, "evaluation.ensemble")
+    check_args(spec, function, args)
+    ensemble = function(paths, **args)
+    if not callable(getattr(ensemble, "evaluate", None)):
+        raise UserError(
+            f"{spec} returned {type(ensemble).__name__}, which has no method evaluate(weights)",
+            where="evaluation.ensemble",
+            fix="return an object whose evaluate(weights) gives scores by metric",
+        )
+    return ensemble
