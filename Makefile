@@ -41,17 +41,20 @@ format: $(STAMP) ## Format the code and repair what can be repaired by itself.
 	@$(BIN)/ruff format .
 
 runs/encoders/image.safetensors: | $(STAMP)
-	@$(BIN)/python -m unival.pretrain_encoder image configs/pretrain/tiny.yaml --out $@ --steps 3500
+	@$(BIN)/python -m unival.pretrain_encoder image configs/pretrain/tiny.yaml --out $@ --steps 4500
 
 runs/encoders/video.safetensors: | $(STAMP)
-	@$(BIN)/python -m unival.pretrain_encoder video configs/pretrain/tiny.yaml --out $@ --steps 4500 --batch 16
+	@$(BIN)/python -m unival.pretrain_encoder video configs/pretrain/tiny.yaml --out $@ --steps 3500 --batch 16
+
+runs/encoders/audio.safetensors: | $(STAMP)
+	@$(BIN)/python -m unival.pretrain_encoder audio configs/demo/audio.yaml --out $@ --steps 1000
 
 runs/aligned/model.safetensors: runs/encoders/image.safetensors runs/encoders/video.safetensors
 	@$(BIN)/python -m unival.align_names configs/pretrain/tiny.yaml --out runs/aligned
 
-pretrain-tiny: runs/aligned/model.safetensors ## Train the model that ships; complete parts are kept when it is stopped.
+pretrain-tiny: runs/aligned/model.safetensors runs/encoders/audio.safetensors ## Train the model that ships; complete parts are kept.
 	@$(BIN)/unival train configs/pretrain/tiny.yaml
-	@$(BIN)/python -m unival.ship runs/pretrain-tiny
+	@$(BIN)/python -m unival.ship runs/pretrain-tiny runs/encoders/audio.safetensors
 
 clean: ## Remove caches and builds; keep .venv and runs.
 	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,7 +1,7 @@
 """Measure the model against a plain implementation of its specification, and its text part against BART-base.
 
-    python benchmarks/model.py                  # base size, batch 4, 480 px, two threads: about ten minutes
-    python benchmarks/model.py --size tiny      # seconds; shows that everything runs, its ratios mean nothing
+    python benchmarks/model.py                  # base size, batch 4, 480 px, two threads: about five minutes
+    python benchmarks/model.py --size tiny      # under two minutes; shows that everything runs, its ratios mean nothing
 
 All weights are random and the same on both sides, so outputs are compared as well. Both sides of a comparison run in
 turn within one process, so that a disturbance hits both; the minimum of the repeats is compared. Peak memory is that of
@@ -18,7 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +74,18 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 TARGETS = {
     "forward": 1.3,
+    "forward, bf16": 3.5,
     "beam search": 1.8,
+    "beam search, bf16": 4.0,
     "training step": 1.3,
+    "training step, bf16": 3.0,
     "training step, peak memory": 1.0,
     "decoding step, against BART": 1 / 1.3,
+}
+# What a forward pass and a search consist of; their times are the sums.
+STAGES = {
+    "forward": ("backbone", "encoder", "decoder, one pass"),
+    "beam search": ("backbone", "encoder", "decoder, beams"),
 }
 
 
@@ -98,22 +107,31 @@ class Setup:
         self.labels = self.prefix.roll(-1, 1)
         self.grid = (sizes["pixels"] // 32, sizes["pixels"] // 32)
 
-    def forward(self) -> Tensor:
-        """Return logits of our model."""
-        return self.model(input_ids=self.ids, pixel_values=self.pixels, decoder_input_ids=self.prefix).logits
+    @torch.inference_mode()
+    def stages(self) -> dict[str, Callable[[], Any]]:
+        """Return the stages of our side, by name; each starts from what the one before it returned."""
+        model = self.model
+        media = model.encoder.encode_media(self.pixels)
+        encoded = model.encoder(self.ids, media_tokens=media)
+        return {
+            "backbone": lambda: model.encoder.encode_media(self.pixels),
+            "encoder": lambda: model.encoder(self.ids, media_tokens=media),
+            "decoder, one pass": lambda: model(decoder_input_ids=self.prefix, encoder_outputs=encoded).logits,
+            "decoder, beams": lambda: fixed_search(model, TARGET_LENGTH, encoder_outputs=encoded),
+        }
 
-    def plain_forward(self) -> Tensor:
-        """Return logits of the plain one."""
-        return self.plain.forward(self.ids, self.pixels, self.prefix)
-
-    def search(self, length: int = TARGET_LENGTH, **inputs: Any) -> Tensor:
-        """Run our beam search to a fixed length; return tokens without `<s>`."""
-        return fixed_search(self.model, length, **(inputs or {"input_ids": self.ids, "pixel_values": self.pixels}))
-
-    def plain_search(self) -> Tensor:
-        """Run the plain beam search."""
-        encoded = self.plain.encode(self.ids, self.plain.backbone(self.pixels), self.grid)
-        return self.plain.beam_search(encoded, BEAMS, TARGET_LENGTH)
+    @torch.inference_mode()
+    def plain_stages(self) -> dict[str, Callable[[], Any]]:
+        """Return the same stages of the plain side."""
+        plain = self.plain
+        features = plain.backbone(self.pixels)
+        encoded = plain.encode(self.ids, features, self.grid)
+        return {
+            "backbone": lambda: plain.backbone(self.pixels),
+            "encoder": lambda: plain.encode(self.ids, features, self.grid),
+            "decoder, one pass": lambda: plain.decode(self.prefix, encoded),
+            "decoder, beams": lambda: plain.beam_search(encoded, BEAMS, TARGET_LENGTH),
+        }
 
 
 @torch.no_grad()
@@ -130,129 +148,140 @@ def fixed_search(model: Any, length: int, **inputs: Any) -> Tensor:
 
 
 class Training:
-    """Forward, backward and update of one side; the other side's weights are dropped."""
+    """Forward, backward and update of one side."""
 
     def __init__(self, setup: Setup, is_plain: bool) -> None:
         self.setup, self.is_plain = setup, is_plain
-        setup.plain.training = is_plain
-        setup.model.train()
-        parameters = list(setup.plain.w.values() if is_plain else setup.model.parameters())
         if is_plain:
-            setup.model.to("meta")
+            setup.plain.training = True
         else:
-            setup.plain.w = {}
+            setup.model.train()
+        parameters = setup.plain.w.values() if is_plain else setup.model.parameters()
         unique = {id(p): p for p in parameters if p.requires_grad}
         self.optimizer = torch.optim.AdamW(unique.values(), lr=1e-5, fused=None if is_plain else True)
 
     def __call__(self) -> Tensor:
         """Make one update; return the loss."""
-        logits = self.setup.plain_forward() if self.is_plain else self.setup.forward()
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), self.setup.labels.flatten())
+        ids, pixels, prefix = self.setup.ids, self.setup.pixels, self.setup.prefix
+        if self.is_plain:
+            logits = self.setup.plain.forward(ids, pixels, prefix)
+        else:
+            logits = self.setup.model(input_ids=ids, pixel_values=pixels, decoder_input_ids=prefix).logits
+        loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), self.setup.labels.flatten())
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
 
-def interleaved(sides: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, float]]:
-    """Time functions in turn, after one run of each that does not count; return minimum and median seconds."""
+in_bf16 = torch.autocast("cpu", dtype=torch.bfloat16)  # a decorator
+Times = dict[str, dict[str, float]]
+
+
+def interleaved(sides: Mapping[str, Callable[[], Any]], repeats: int) -> tuple[Times, dict[str, Any]]:
+    """Time functions in turn, after one run of each that does not count.
+
+    Returns:
+        Minimum and median seconds of each, and what the first run of each returned.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(repeats + 1):
+    first = {name: function() for name, function in sides.items()}
+    for _ in range(repeats):
         for name, function in sides.items():
             start = time.perf_counter()
             function()
-            if turn > 0:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: {"min": min(values), "median": statistics.median(values)} for name, values in seconds.items()}
+            seconds[name].append(time.perf_counter() - start)
+    times = {name: {"min": min(values), "median": statistics.median(values)} for name, values in seconds.items()}
+    return times, first
 
 
 def comparison(name: str, times: Mapping[str, Mapping[str, float]], base: str = "plain") -> dict[str, Any]:
-    """Return a row: seconds of both sides and how many times faster ours is."""
-    return {"name": name, "base": base, "times": times, "ratio": times[base]["min"] / times["ours"]["min"]}
+    """Return a row: seconds (or bytes) of both sides and how many times less ours needs."""
+    ratio = times[base]["min"] / times["ours"]["min"]
+    return {"name": name, "base": base, "times": times, "ratio": ratio, "target": TARGETS.get(name)}
+
+
+def summed(times: Times, side: str, parts: Sequence[str]) -> dict[str, float]:
+    """Add up stages of one side."""
+    return {kind: sum(times[f"{side}: {part}"][kind] for part in parts) for kind in ("min", "median")}
 
 
 @torch.inference_mode()
-def inference(setup: Setup, bart: BartForConditionalGeneration, repeats: int) -> tuple[list[dict[str, Any]], Any]:
-    """Measure forward, beam search, decoding step; return rows, and how well the two sides agree."""
-    ours, plain = setup.forward(), setup.plain_forward()
+def inference(setup: Setup, repeats: int) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
+    """Measure every stage of forward and search on both sides; return rows, stages, and how well the sides agree."""
+    sides = {"plain": setup.plain_stages(), "ours": setup.stages()}
+    if has_bf16_units():
+        sides["ours, bf16"] = {name: in_bf16(stage) for name, stage in setup.stages().items()}
+    parts = list(sides["plain"])
+    times, first = interleaved({f"{side}: {part}": sides[side][part] for part in parts for side in sides}, repeats)
+    rows = []
+    for name, stages in STAGES.items():
+        plain = summed(times, "plain", stages)
+        rows.append(comparison(name, {"plain": plain, "ours": summed(times, "ours", stages)}))
+        if "ours, bf16" in sides:
+            rows.append(comparison(f"{name}, bf16", {"plain": plain, "ours": summed(times, "ours, bf16", stages)}))
+    plain, ours = first["plain: decoder, one pass"], first["ours: decoder, one pass"]
     agreement = {
         "largest logit": float(plain.abs().max()),
         "largest difference": float((ours - plain).abs().max()),
-        "same hypotheses": bool(torch.equal(setup.search(), setup.plain_search())),
+        "same hypotheses": bool(torch.equal(first["ours: decoder, beams"], first["plain: decoder, beams"])),
     }
-    forward = interleaved({"plain": setup.plain_forward, "ours": setup.forward}, repeats)
-    search = interleaved({"plain": setup.plain_search, "ours": setup.search}, repeats)
+    return rows, {part: {side: times[f"{side}: {part}"]["min"] for side in sides} for part in parts}, agreement
+
+
+@torch.inference_mode()
+def decoding_step(setup: Setup, options: Mapping[str, Any], repeats: int) -> dict[str, Any]:
+    """Compare one more step of beam search with one of BART's: the time of 17 tokens less that of one, over 16."""
+    with quiet_transformers():
+        bart = BartForConditionalGeneration(BartConfig(**options)).eval()
     encoded = setup.model.encoder(setup.ids, pixel_values=setup.pixels)
     states = BaseModelOutput(last_hidden_state=encoded.last_hidden_state)
-    steps = interleaved(
-        {
-            "ours, 17": lambda: setup.search(TARGET_LENGTH + 1, encoder_outputs=encoded),
-            "BART, 17": lambda: fixed_search(bart, TARGET_LENGTH + 1, encoder_outputs=states),
-            "ours, 1": lambda: setup.search(1, encoder_outputs=encoded),
-            "BART, 1": lambda: fixed_search(bart, 1, encoder_outputs=states),
-        },
-        repeats,
-    )
-    step = {}
-    for side in ("ours", "BART"):
-        long, short = steps[f"{side}, 17"], steps[f"{side}, 1"]
-        step[side] = {kind: (long[kind] - short[kind]) / TARGET_LENGTH for kind in long}
-    rows = [comparison("forward", forward), comparison("beam search", search)]
-    return [*rows, comparison("decoding step, against BART", step, "BART")], agreement
+    sides = {"ours": (setup.model, encoded), "BART": (bart, states)}
+    searches = {
+        f"{side}, {length}": partial(fixed_search, model, length, encoder_outputs=outputs)
+        for length in (17, 1)
+        for side, (model, outputs) in sides.items()
+    }
+    times, _ = interleaved(searches, repeats)
+    step = {side: {"min": (times[f"{side}, 17"]["min"] - times[f"{side}, 1"]["min"]) / 16} for side in sides}
+    return comparison("decoding step, against BART", step, "BART")
 
 
-@torch.inference_mode()
-def in_bf16(setup: Setup, rows: list[dict[str, Any]], repeats: int) -> list[dict[str, Any]]:
-    """Measure our side again in bf16; return rows that compare with the plain float32 times of `rows`."""
-    functions = {"forward": setup.forward, "beam search": setup.search}
-    more = []
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        for row in [row for row in rows if row["name"] in functions]:
-            ours = interleaved({"ours": functions[row["name"]]}, repeats)
-            more.append(comparison(f"{row['name']}, bf16", {"plain": row["times"]["plain"]} | ours))
-    return more
-
-
-@torch.inference_mode()
-def stages(setup: Setup, repeats: int) -> dict[str, Any]:
-    """Measure the parts of forward and beam search on both sides."""
-    model, plain = setup.model, setup.plain
-    media = model.encoder.encode_media(setup.pixels)
-    encoded = model.encoder(setup.ids, media_tokens=media)
-    features = plain.backbone(setup.pixels)
-    plain_encoded = plain.encode(setup.ids, features, setup.grid)
-    times = interleaved(
-        {
-            "plain backbone": lambda: plain.backbone(setup.pixels),
-            "ours backbone": lambda: model.encoder.encode_media(setup.pixels),
-            "plain encoder": lambda: plain.encode(setup.ids, features, setup.grid),
-            "ours encoder": lambda: model.encoder(setup.ids, media_tokens=media),
-            "plain decoder, one pass": lambda: plain.decode(setup.prefix, plain_encoded),
-            "ours decoder, one pass": lambda: model(decoder_input_ids=setup.prefix, encoder_outputs=encoded),
-            "plain decoder, beams": lambda: plain.beam_search(plain_encoded, BEAMS, TARGET_LENGTH),
-            "ours decoder, beams": lambda: setup.search(encoder_outputs=encoded),
-        },
-        repeats,
-    )
-    parts = ("backbone", "encoder", "decoder, one pass", "decoder, beams")
-    return {part: {side: times[f"{side} {part}"]["min"] for side in ("plain", "ours")} for part in parts}
+def training(setup: Setup, size: str, repeats: int, threads: int) -> tuple[list[dict[str, Any]], list[float]]:
+    """Measure training steps and their memory; return rows and the first loss of each side."""
+    sides = {"plain": Training(setup, True), "ours": Training(setup, False)}
+    times, losses = interleaved(sides, repeats)
+    rows = [comparison("training step", times)]
+    if has_bf16_units():
+        more, _ = interleaved({"ours": in_bf16(sides["ours"])}, repeats)
+        rows.append(comparison("training step, bf16", {"plain": times["plain"], **more}))
+    memory = {side: {"min": in_process(side, size, threads)["peak"]} for side in ("plain", "ours")}
+    rows.append(comparison("training step, peak memory", memory))
+    return rows, [float(loss) for loss in losses.values()]
 
 
 def worker(task: str, argument: str) -> None:
     """Do one thing in this process and print what it took, in seconds and bytes: `load` a folder, or train a side."""
     if task == "load":
-        before, start = resident(), time.perf_counter()
+        before = resident()
         model, _ = load_model(argument)
-        seconds = time.perf_counter() - start
         stored = {tensor.data_ptr(): tensor for tensor in model.state_dict().values()}
         for tensor in stored.values():  # what is mapped from the file becomes memory when it is read
             tensor.sum()
-        size = sum(tensor.nbytes for tensor in stored.values())
-        print(json.dumps({"seconds": seconds, "growth": peak() - before, "size": size}))
+        growth, size = peak() - before, sum(tensor.nbytes for tensor in stored.values())
+        del model, stored
+        start = time.perf_counter()
+        load_model(argument)
+        print(json.dumps({"seconds": time.perf_counter() - start, "growth": growth, "size": size}))
         return
-    step = Training(Setup(argument), task == "plain")
-    for _ in range(2):
-        step()
+    setup = Setup(argument)
+    step = Training(setup, task == "plain")
+    if task == "plain":
+        setup.model.to("meta")
+    else:
+        setup.plain.w = {}
+    step()
+    step()
     print(json.dumps({"peak": peak()}))
 
 
@@ -274,15 +303,12 @@ def in_process(task: str, argument: str, threads: int) -> dict[str, Any]:
 
 
 def loading(setup: Setup, threads: int) -> dict[str, float]:
-    """Measure a second load of a folder: seconds, and memory as a multiple of the tensors' size."""
+    """Measure a second load of a folder, and memory of a first one as a multiple of the tensors' size."""
     tokenizer = train_tokenizer(["what does the image describe?"], num_words=260, num_codes=4, num_bins=4)
     with tempfile.TemporaryDirectory() as folder:
         save_model(Path(folder) / "model", setup.model, UnivalProcessor(tokenizer, num_bins=4))
-        found = [in_process("load", str(Path(folder) / "model"), threads) for _ in range(3)]
-    return {
-        "seconds": min(f["seconds"] for f in found[1:]),
-        "memory": max(f["growth"] for f in found) / found[0]["size"],
-    }
+        found = in_process("load", str(Path(folder) / "model"), threads)
+    return {"seconds": found["seconds"], "memory": found["growth"] / found["size"]}
 
 
 def has_bf16_units() -> bool:
@@ -293,20 +319,12 @@ def has_bf16_units() -> bool:
 def measure(size: str, repeats: int, threads: int) -> dict[str, Any]:
     """Return everything as one JSON object."""
     torch.set_num_threads(threads)
-    setup, options = Setup(size), SIZES[size]["bart"]
+    setup = Setup(size)
     with quiet_transformers():
-        bart = BartForConditionalGeneration(BartConfig(**options)).eval()
-        rows, agreement = inference(setup, bart, repeats)
-        if has_bf16_units():
-            rows += in_bf16(setup, rows, repeats)
-        parts = stages(setup, repeats)
-    del bart
-    training = {"plain": Training(Setup(size), True), "ours": Training(Setup(size), False)}
-    agreement["training losses"] = [float(step()) for step in training.values()]
-    rows.append(comparison("training step", interleaved(training, repeats)))
-    del training
-    memory = {side: {"min": in_process(side, size, threads)["peak"]} for side in ("plain", "ours")}
-    rows.append(comparison("training step, peak memory", memory))
+        rows, stages, agreement = inference(setup, repeats)
+        rows.append(decoding_step(setup, SIZES[size]["bart"], repeats))
+    loaded = loading(setup, threads)
+    more, losses = training(setup, size, repeats, threads)
     return {
         "size": size,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -314,10 +332,10 @@ def measure(size: str, repeats: int, threads: int) -> dict[str, Any]:
         "threads": threads,
         "repeats": repeats,
         "bf16": "measured" if has_bf16_units() else "not measured: this processor has no bf16 matrix units",
-        "rows": [row | {"target": TARGETS.get(row["name"])} for row in rows],
-        "stages": parts,
-        "agreement": agreement,
-        "loading": loading(setup, threads),
+        "rows": rows + more,
+        "stages": stages,
+        "agreement": agreement | {"training losses": losses},
+        "loading": loaded,
     }
 
 
@@ -337,8 +355,7 @@ def show(found: Mapping[str, Any]) -> None:
     """Print the tables."""
     console = Console()
     info = found["machine"]
-    what = (found["size"], found["date"], info["processor"], info["capability"], f"{found['threads']} threads")
-    console.print(", ".join(what))
+    console.print(found["size"], found["date"], info["processor"], info["capability"], f"{found['threads']} threads")
     table = Table("", "compared with", "theirs", "ours", "ratio", "target")
     for row in found["rows"]:
         unit, scale = ("GB", 1e9) if "memory" in row["name"] else ("s", 1.0)
@@ -346,9 +363,13 @@ def show(found: Mapping[str, Any]) -> None:
         target = "" if row["target"] is None else f"{row['target']:.2f}"
         table.add_row(row["name"], row["base"], *cells, f"{row['ratio']:.2f}", target)
     console.print(table)
-    table = Table("stage", "plain", "ours", "ratio")
+    table = Table("stage", "plain", "ours", "ratio", "share of our forward", "share of our search")
+    ours = {name: part["ours"] for name, part in found["stages"].items()}
     for name, part in found["stages"].items():
-        table.add_row(name, f"{part['plain']:.3f} s", f"{part['ours']:.3f} s", f"{part['plain'] / part['ours']:.2f}")
+        shares = [ours[name] / sum(ours[n] for n in names) if name in names else None for names in STAGES.values()]
+        cells = ["" if share is None else f"{share:.0%}" for share in shares]
+        ratio = f"{part['plain'] / part['ours']:.2f}"
+        table.add_row(name, f"{part['plain']:.3f} s", f"{part['ours']:.3f} s", ratio, *cells)
     console.print(table)
     console.print(f"bf16: {found['bf16']}")
     console.print(f"agreement: {found['agreement']}")
@@ -359,7 +380,7 @@ def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=sorted(SIZES), default="base")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", action="store_true", help="print JSON only")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)

@@ -2,11 +2,13 @@
 
     python -m unival.align_names configs/pretrain/tiny.yaml --out runs/aligned
 
-The encoders of `unival.pretrain_encoder` tell concepts apart, but the Transformer would have to learn the name of each
-by itself. Here the projections of the encoders and the table of token embeddings are fitted so that the token of a cell
-points at the tokens of the name under it: logit = token . mean of the name's embeddings. What is left for the
-curriculum is to copy, to order and to relate. The encoders and everything else stay as they are. (The paper starts from
-BART, whose embeddings know their words, and has days of pretraining for the rest.)
+The encoders of `unival.pretrain_encoder` tell concepts apart, but the Transformer would have to learn the word for
+each by itself. Here the projections of the encoders and the table of token embeddings are fitted so that the token of
+a cell points at the tokens of the name under it: logit = token . mean of the name's embeddings. One linear map each,
+thrown away afterwards, also leads from the token to the words for the background's colour, the group and the motion,
+and to the position bins of the box, whose embeddings start as smooth functions of the position. What is left for the
+curriculum is to copy, to order and to relate. The encoders and everything else stay as they are. (The paper starts
+from BART, whose embeddings know their words, and has days of pretraining for the rest.)
 """
 
 import argparse
@@ -15,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
@@ -24,11 +26,14 @@ from unival.config import load_config
 from unival.data import world
 from unival.model.modeling import MEDIA_INPUTS, UnivalForConditionalGeneration
 from unival.model.processing import UnivalProcessor
-from unival.pretrain_encoder import LOG_EVERY, NONE_WEIGHT, Cells, feature_grid
+from unival.pretrain_encoder import COLOURS, LOG_EVERY, MOTIONS, NONE_WEIGHT, Cells, feature_grid
 from unival.schema import RunConfig
 from unival.train import start
 
 BATCH = {"image": 24, "video": 8}
+READING_WEIGHT = 0.3  # of group, colour, motion and each side of the box, beside the name
+SMOOTHNESS = 12.0  # of position bins: half waves over the picture in their embedding, at most
+BOX_SIDES = ("x0", "y0", "x1", "y1")
 
 
 def spelling(processor: UnivalProcessor, names: Sequence[str], vocab_size: int) -> Tensor:
@@ -40,12 +45,63 @@ def spelling(processor: UnivalProcessor, names: Sequence[str], vocab_size: int) 
     return table
 
 
+def smooth_bins(num_bins: int, width: int) -> Tensor:
+    """Return embeddings (num_bins, width) of unit variance in which neighbouring positions are alike."""
+    waves = torch.linspace(0.0, SMOOTHNESS, width // 2) * torch.pi
+    angles = torch.linspace(0.0, 1.0, num_bins)[:, None] * waves + torch.rand(width // 2) * 2 * torch.pi
+    return torch.cat([angles.sin(), angles.cos()], 1)[:, torch.randperm(2 * (width // 2))] * 2**0.5
+
+
+class Readings(nn.Module):
+    """What the token of a cell should say, as words."""
+
+    def __init__(self, processor: UnivalProcessor, vocab_size: int, width: int) -> None:
+        super().__init__()
+        groups = list(world.concepts_by_group())
+        self.words = {
+            "name": spelling(processor, [concept.name for concept in world.concepts()], vocab_size),
+            "group": spelling(processor, groups, vocab_size),
+            "colour": spelling(processor, COLOURS, vocab_size),
+            "motion": spelling(processor, MOTIONS, vocab_size),
+        }
+        bins = processor.tokenizer.convert_tokens_to_ids([f"<bin_{i}>" for i in range(processor.num_bins)])
+        self.bins, self.num_bins = torch.tensor(bins), processor.num_bins
+        self.group_of = torch.tensor([groups.index(concept.group) for concept in world.concepts()])
+        self.none = nn.Parameter(torch.zeros(1, width))
+        maps = ("group", "colour", "motion", *BOX_SIDES)
+        self.maps = nn.ModuleDict({name: nn.Linear(width, width) for name in maps})
+
+    def loss(self, tokens: Tensor, table: Tensor, cells: Sequence[Tensor]) -> tuple[Tensor, dict[str, float]]:
+        """Return the loss of tokens (B, S, D) for the labels of their cells, and the shares that are read right."""
+        labels, motions, boxes, colours = (cell.flatten(0, cells[0].dim() - 1) for cell in cells)
+        tokens = tokens.flatten(0, 1)
+        inside = labels >= 0
+        logits = tokens @ torch.cat([self.none, self.words["name"] @ table]).T
+        weights = torch.where(inside, 1.0, NONE_WEIGHT)
+        total = (F.cross_entropy(logits, labels + 1, reduction="none") * weights).sum() / weights.sum()
+        shares = {"name": (logits.argmax(1) == labels + 1)[inside].float().mean().item()}
+        wanted = {"group": self.group_of[labels.clamp(min=0)].where(inside, -1), "colour": colours, "motion": motions}
+        answers = {name: (self.words[name] @ table, target) for name, target in wanted.items()}
+        positions = (boxes.clamp(0, 1) * (self.num_bins - 1)).round().long().where(inside[:, None], -1)
+        answers |= {side: (table[self.bins], positions[:, k]) for k, side in enumerate(BOX_SIDES)}
+        for name, (words, target) in answers.items():
+            known = target >= 0
+            if known.any():
+                guesses = self.maps[name](tokens[known]) @ words.T
+                total = total + READING_WEIGHT * F.cross_entropy(guesses, target[known])
+                near = 2 if name in BOX_SIDES else 0  # bins
+                shares[name] = ((guesses.argmax(1) - target[known]).abs() <= near).float().mean().item()
+        return total, shares
+
+
 def fit(model: UnivalForConditionalGeneration, processor: UnivalProcessor, steps: int, lr: float) -> None:
-    """Fit projections and token embeddings in place, and print how often a cell points at the right name."""
+    """Fit projections and token embeddings in place, and print how often a cell is read right."""
     encoder = model.encoder.eval()
-    names = spelling(processor, [concept.name for concept in world.concepts()], model.config.vocab_size)
-    none = torch.zeros(1, model.config.d_model, requires_grad=True)
-    trained = [none, encoder.embed_tokens.weight, *encoder.patch_layernorm_embedding.parameters()]
+    readings = Readings(processor, model.config.vocab_size, model.config.d_model)
+    table = encoder.embed_tokens.weight
+    with torch.no_grad():
+        table[readings.bins] = smooth_bins(processor.num_bins, table.shape[1]) * table.std()
+    trained = [*readings.parameters(), table, *encoder.patch_layernorm_embedding.parameters()]
     streams = {}
     for modality, batch in BATCH.items():
         trained += encoder.get_submodule(f"{modality}_proj").parameters()
@@ -56,26 +112,25 @@ def fit(model: UnivalForConditionalGeneration, processor: UnivalProcessor, steps
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.1)
-    start_time, right = time.monotonic(), dict.fromkeys(BATCH, 0.0)
+    start_time, sums = time.monotonic(), dict[str, float]()
     for step in range(1, steps + 1):
-        classes = torch.cat([none, names @ encoder.embed_tokens.weight])
         total = torch.zeros(())
         for modality, stream in streams.items():
-            media, labels, *_ = next(stream)
+            media, *cells = next(stream)
             encoded = encoder.encode_media(**{MEDIA_INPUTS[modality]: media})
             assert encoded is not None  # there is a medium
-            logits, wanted = encoded.tokens.flatten(0, 1) @ classes.T, labels.flatten() + 1
-            weights = torch.where(wanted > 0, 1.0, NONE_WEIGHT)
-            total = total + (F.cross_entropy(logits, wanted, reduction="none") * weights).sum() / weights.sum()
-            right[modality] += (logits.argmax(1) == wanted)[wanted > 0].float().mean().item() / LOG_EVERY
+            loss, shares = readings.loss(encoded.tokens, table, cells)
+            total = total + loss
+            for name, share in shares.items():
+                sums[f"{modality} {name}"] = sums.get(f"{modality} {name}", 0.0) + share / LOG_EVERY
         optimizer.zero_grad(set_to_none=True)
         total.backward()
         optimizer.step()
         schedule.step()
         if step % LOG_EVERY == 0:
-            shares = " ".join(f"{modality} {share:.3f}" for modality, share in right.items())
+            shares = " ".join(f"{name} {share:.3f}" for name, share in sums.items())
             print(f"step {step} {time.monotonic() - start_time:.0f} s {shares}", flush=True)
-            right = dict.fromkeys(BATCH, 0.0)
+            sums.clear()
     model.requires_grad_(True)
 
 
@@ -84,7 +139,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("config", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=900)
+    parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--lr", type=float, default=3e-3)
     arguments = parser.parse_args()
     config = load_config(arguments.config, [], RunConfig).model_copy(update={"init": None})

@@ -1,8 +1,6 @@
-"""Checkpoints: complete or absent, never torn; safetensors and JSON only.
+"""Model folders, as `transformers` writes them: complete or absent, never torn; safetensors and JSON only.
 
-A model folder is a `transformers` folder. A training checkpoint `step-0000500/` holds `model/`, `training.safetensors`
-(optimizer moments and generator state), `state.json` and `manifest.json` with the size and sha256 of every file; it is
-written under a temporary name, flushed and renamed.
+Checkpoints of a training run are in `unival.saving`.
 """
 
 import contextlib
@@ -11,13 +9,12 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from unival.errors import UserError
@@ -26,16 +23,9 @@ from unival.model.modeling import UnivalForConditionalGeneration
 from unival.model.processing import UnivalProcessor
 from unival.weights import bart_weights, encoder_weights, read_weights
 
-BUILT_IN = {"unival-tiny": Path(__file__).parent / "assets" / "unival-tiny"}
-
-
-@dataclass(frozen=True, slots=True)
-class TrainState:
-    """Where a run stands: the next step of a stage, and how long it has trained."""
-
-    stage: int
-    step: int
-    seconds: float
+ASSETS = Path(__file__).parent / "assets"
+BUILT_IN = {"unival-tiny": ASSETS / "unival-tiny"}
+BUILT_IN_ENCODERS = {"unival-tiny-audio": ASSETS / "encoders" / "audio.safetensors"}
 
 
 def resolve_model_dir(path: str | Path) -> Path:
@@ -103,11 +93,12 @@ def load_encoder(model: UnivalForConditionalGeneration, name: str, path: str | P
     Args:
         model: A model that has the encoder.
         name: "image_encoder", "video_encoder" or "audio_encoder".
-        path: The file.
+        path: The file, or `unival-tiny-audio` for the audio encoder inside the package.
 
     Raises:
         UserError: If the file is unreadable or does not fit.
     """
+    path = BUILT_IN_ENCODERS.get(str(path), path)
     encoder = model.get_submodule(f"encoder.embed_{name.removesuffix('_encoder')}s")
     encoder.load_state_dict(encoder_weights(name, encoder, read_weights(path), str(path)))
 
@@ -164,9 +155,11 @@ def write_model(
     model: UnivalForConditionalGeneration,
     processor: UnivalProcessor,
     dtype: torch.dtype | None = None,
+    state: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write the files of a model folder in place."""
-    state = {k: v for k, v in model.state_dict().items() if k not in model._tied_weights_keys}
+    """Write the files of a model folder in place; `state` replaces the model's own weights."""
+    state = model.state_dict() if state is None else state
+    state = {k: v.detach().cpu().contiguous() for k, v in state.items() if k not in model._tied_weights_keys}
     if dtype is not None:
         state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
     with quiet_transformers():
@@ -174,11 +167,7 @@ def write_model(
         model.config.save_pretrained(folder)
         model.generation_config.save_pretrained(folder)
         processor.save_pretrained(folder)
-    save_file(
-        {k: v.detach().cpu().contiguous() for k, v in state.items()},
-        folder / "model.safetensors",
-        {"format": "pt"},
-    )
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
 
 
 @contextlib.contextmanager
@@ -191,101 +180,42 @@ def atomic_folder(folder: str | Path) -> Any:
     temporary.mkdir()
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        for path in sorted(temporary.rglob("*")):
-            if path.is_file():
-                path.chmod(0o666 & ~umask)  # safetensors writes 0600
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-        if final.exists():
-            old = final.with_name(f".{final.name}.old-{os.getpid()}")
-            final.rename(old)
-            temporary.rename(final)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(final)
+        flush(temporary)
+        publish(temporary, final)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def save_training(
-    run_dir: Path,
-    total_step: int,
-    state: TrainState,
-    model: UnivalForConditionalGeneration,
-    processor: UnivalProcessor,
-    optimizer: torch.optim.Optimizer,
-    keep: int,
-) -> Path:
-    """Write a training checkpoint and delete the oldest ones beyond `keep`."""
-    folder = run_dir / f"step-{total_step:07d}"
-    with atomic_folder(folder) as temporary:
-        (temporary / "model").mkdir()
-        write_model(temporary / "model", model, processor)
-        tensors = {f"{i}.{k}": v for i, s in optimizer.state_dict()["state"].items() for k, v in s.items()}
-        tensors["torch_generator"] = torch.get_rng_state()
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary / "training.safetensors")
-        (temporary / "state.json").write_text(json.dumps(asdict(state)), encoding="utf-8")
-        manifest = {str(p.relative_to(temporary)): digest(p) for p in sorted(temporary.rglob("*")) if p.is_file()}
-        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    for old in checkpoints(run_dir)[:-keep]:
-        shutil.rmtree(old)
-    return folder
+def flush(folder: Path) -> None:
+    """Make every file below a folder survive a power cut, with the permissions that the user's files have."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in [*sorted(folder.rglob("*")), folder]:
+        if path.is_file():
+            path.chmod(0o666 & ~umask)  # safetensors writes 0600
+        sync(path)
+
+
+def publish(temporary: Path, final: Path) -> None:
+    """Give a complete folder its name; an older one of that name is moved aside first and then deleted."""
+    old = final.with_name(f".{final.name}.old-{os.getpid()}")
+    if final.exists():
+        final.rename(old)
+    temporary.rename(final)
+    sync(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Flush a file or the entries of a folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def digest(path: Path) -> dict[str, Any]:
     """Return size in bytes and sha256 of a file."""
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def checkpoints(run_dir: Path) -> list[Path]:
-    """List the training checkpoints of a run, oldest first; leftovers of killed writes are not among them."""
-    return sorted(run_dir.glob("step-[0-9]*")) if run_dir.is_dir() else []
-
-
-def problem_with(folder: Path) -> str | None:
-    """Return why a training checkpoint cannot be used, None when every file is what its manifest says."""
-    try:
-        manifest: Mapping[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        for name, expected in manifest.items():
-            if digest(folder / name) != expected:
-                return f"{name} is damaged"
-    except (OSError, ValueError, AttributeError) as error:
-        return f"manifest.json: {error}"
-    return None
-
-
-def newest_valid(run_dir: Path) -> tuple[Path | None, list[str]]:
-    """Return the newest checkpoint whose files are intact, and a line for every one passed over."""
-    skipped = []
-    for folder in reversed(checkpoints(run_dir)):
-        problem = problem_with(folder)
-        if problem is None:
-            return folder, skipped
-        skipped.append(f"skipped {folder.name}: {problem}")
-    return None, skipped
-
-
-def load_training(folder: Path, optimizer: torch.optim.Optimizer) -> TrainState:
-    """Restore optimizer and generator from a valid checkpoint (the model is loaded with `load_model`)."""
-    tensors = load_file(folder / "training.safetensors")
-    torch.set_rng_state(tensors.pop("torch_generator"))
-    moments: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        index, key = name.split(".", 1)
-        moments.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-    return TrainState(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
-
-
-def restore_generator(folder: Path) -> None:
-    """Set torch's generator to its state in a checkpoint, for a stage that has not begun and has no optimizer yet."""
-    with safe_open(folder / "training.safetensors", "pt") as tensors:
-        torch.set_rng_state(tensors.get_tensor("torch_generator"))
-
-
-def read_state(folder: Path) -> TrainState:
-    """Return the train state of a checkpoint."""
-    return TrainState(**json.loads((folder / "state.json").read_text(encoding="utf-8")))

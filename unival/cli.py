@@ -1,4 +1,4 @@
-"""The command line: `unival {train,evaluate,predict,convert,demo,tasks}`. Imports torch only inside a command."""
+"""The command line: `unival {train,plan,evaluate,predict,convert,demo,tasks}`. Imports torch only inside a command."""
 
 import json
 import sys
@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from unival.codec.command import app as codec_app
+from unival.data.command import app as data_app
 from unival.errors import UserError, run_cli
 from unival.tasks import PREDICT_TASKS
 
@@ -17,6 +19,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(codec_app, name="codec")
+app.add_typer(data_app, name="data")
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 ModelOption = Annotated[str, typer.Option("--model", help="Model folder, or the name of a built-in model.")]
 
@@ -36,14 +40,14 @@ def train(
     from unival.schema import RunConfig
 
     resolved = load_config(config, overrides or [], RunConfig)
-    from unival.train import Interrupted
+    from unival.stop import Interrupted
     from unival.train import train as run
 
     try:
         folder = run(resolved, fresh)
     except (Interrupted, KeyboardInterrupt) as stop:
         print(f"{stop or 'interrupted'}", file=sys.stderr)
-        raise typer.Exit(130) from None
+        raise typer.Exit(getattr(stop, "code", 130)) from None
     report = folder.parent / "evaluation.json"
     results = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
     if as_json:
@@ -51,6 +55,40 @@ def train(
     else:
         print(f"model: {folder}")
         print_results(results)
+
+
+@app.command()
+def plan(
+    config: Annotated[Path, typer.Argument(help="YAML file under configs/.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key.sub=value ...")] = None,
+    gpu: Annotated[str, typer.Option("--gpu", help="Name of a data sheet: h100, h200, a100, mi250x, ...")] = "h100",
+    world: Annotated[int, typer.Option("--world", min=1, help="Number of GPUs.")] = 1,
+    efficiency: Annotated[float, typer.Option("--efficiency", min=0.01, max=1.0, help="Share of the peak.")] = 0.35,
+    sizes: Annotated[
+        Path | None, typer.Option("--sizes", help="File of configs/model, when the weights of `init` are not here.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a run takes before it is started: parameters, memory, arithmetic, time. Nothing is loaded or written.
+
+    Example: unival plan configs/pretrain/stage1.yaml --gpu a100 --world 8 accumulation=16
+    """
+    from unival.config import load_config
+    from unival.schema import RunConfig
+
+    resolved = load_config(config, overrides or [], RunConfig)
+    from unival.plan import with_sizes
+    from unival.plan_cost import report
+    from unival.plan_table import print_plan
+
+    try:
+        found = report(resolved if sizes is None else with_sizes(resolved, sizes), gpu, world, efficiency)
+    except UserError as error:
+        if error.where == "init":
+            fix = "make or fetch it, or give its sizes: --sizes configs/model/base.yaml"
+            raise UserError(error.what, error.where, fix) from None
+        raise
+    print(json.dumps(found)) if as_json else print_plan(found)
 
 
 @app.command()
@@ -62,21 +100,31 @@ def evaluate(
         "runs/evaluation"
     ),
     only: Annotated[list[str] | None, typer.Option("--only", help="Names of the evaluations to run.")] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="auto: a GPU if any.")] = "auto",
+    precision: Annotated[Literal["fp32", "bf16"], typer.Option("--precision", help="Of the computation.")] = "fp32",
     as_json: JsonOption = False,
 ) -> None:
-    """Evaluate a model; predictions and per-sample scores are kept.
+    """Evaluate a model; predictions and per-sample scores are kept. Killed, the same command continues.
 
     Example: unival evaluate configs/eval/tiny.yaml --model unival-tiny --only vqa
+
+    Several processes: torchrun --nproc-per-node 2 -m unival.cli evaluate configs/eval/tiny.yaml
     """
     from unival.config import load_config
     from unival.schema import EvaluationSuite
 
     suite = load_config(config, overrides or [], EvaluationSuite)
     from unival.checkpoint import load_model
-    from unival.evaluate import evaluate_all, find_evaluation
+    from unival.distributed import join
+    from unival.evaluate import evaluate_all, find_evaluation, precise
+    from unival.schema import ParallelConfig
 
+    chosen = find_evaluation(suite.evaluations, only or [])
     network, processor = load_model(model)
-    results = evaluate_all(network, processor, find_evaluation(suite.evaluations, only or []), out)
+    with join(ParallelConfig(), device) as world, precise(network, world.device, precision):
+        results = evaluate_all(network, processor, chosen, out, world, model)
+    if not world.is_main:
+        return
     if as_json:
         print(json.dumps(results))
     else:
@@ -90,6 +138,9 @@ def predict(
     text: Annotated[str | None, typer.Option("--text", help="Question, expression or statement.")] = None,
     model: ModelOption = "unival-tiny",
     beams: Annotated[int, typer.Option("--beams", min=1, help="Width of the beam search; 1 is greedy.")] = 1,
+    candidates: Annotated[
+        Path | None, typer.Option("--candidates", help="File with the only answers allowed, one per line.")
+    ] = None,
     draw: Annotated[Path | None, typer.Option("--draw", help="Grounding: write the picture with its box here.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -102,9 +153,11 @@ def predict(
     if task not in PREDICT_TASKS:
         raise UserError(f"unknown task {task!r}", fix=did_you_mean(task, PREDICT_TASKS))
     paths = expand(files)
+    from unival.data.answers import read_answers
     from unival.predict import draw_box, pipeline
 
-    run = pipeline(task, model=model, num_beams=beams)
+    allowed = None if candidates is None else read_answers(candidates)
+    run = pipeline(task, model=model, num_beams=beams, candidates=allowed)
     results = run(paths, text=text)
     if run.draws_boxes:
         for path, result in zip(paths, results, strict=True):
@@ -148,6 +201,34 @@ def convert(
     print(f"wrote {summary['written']}: {summary['tensors']} tensors, {summary['dtype']}, {media}")
     for note in summary["notes"]:
         print(f"note: {note}")
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A.jsonl", help="Predictions that `unival evaluate` wrote.")],
+    second: Annotated[Path, typer.Argument(metavar="B.jsonl", help="Those of another model on the same rows.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Compare two models sample by sample: mean differences with 95 % intervals, and how many samples gain or lose.
+
+    Example: unival compare runs/a/predictions-vqa.jsonl runs/b/predictions-vqa.jsonl
+    """
+    from unival.metrics.compare import compare_predictions
+
+    result = compare_predictions(first, second)
+    if as_json:
+        print(json.dumps(result))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("metric", "A", "B", "A - B", "95 % interval", "better", "worse", "equal")
+    for name, row in result["metrics"].items():
+        means = (f"{row[key]:.4f}" for key in ("first", "second", "difference"))
+        counts = (str(row[key]) for key in ("better", "worse", "equal"))
+        table.add_row(name, *means, f"{row['low']:.4f} to {row['high']:.4f}", *counts)
+    Console().print(table)
+    print(f"{result['samples']} samples, {result['same_predictions']} with the same prediction")
 
 
 @app.command()
@@ -196,6 +277,8 @@ def print_results(results: dict[str, Any]) -> None:
         for metric, value in result["metrics"].items():
             interval = f"{value['low']:.3f} to {value['high']:.3f}"
             table.add_row(name, metric, f"{value['mean']:.3f}", interval, str(result["samples"]))
+        for metric, value in result.get("corpus", {}).items():
+            table.add_row(name, metric, f"{value:.3f}", "", str(result["samples"]))
         for kind, row in result.get("question_types", {}).items():
             table.add_row(
                 name,

@@ -2,10 +2,12 @@
 
     extends: [../base.yaml, model/tiny.yaml]    # merged left to right, then this file on top
     optim: {lr: 1.0e-4}                         # sections merge key by key, lists are replaced
+    stages: {0: {optim: {lr: 2.0e-4}}}          # ... except by a section of numbers: it changes these items
 
     load_config("exp.yaml", ["optim.lr=3e-4", "stages.0.num_steps=100"], RunConfig)
 
-There is no interpolation, no environment variable and no code in a configuration.
+There is no interpolation, no environment variable and no code in a configuration (`$data/` at the beginning of a text
+is the schema's: see `unival.schema.DataConfig`).
 """
 
 import os
@@ -155,11 +157,23 @@ def _merge(into: dict[str, Any], new: dict[str, Any], at: KeyPath, source: str |
         if source is not None:
             sources[(*at, key)] = source
         if isinstance(value, dict):
+            if isinstance(into.get(key), list) and value and all(name.isdecimal() for name in value):
+                into[key] = _merge_items(into[key], value, (*at, key), source, sources)
+                continue
             if not isinstance(into.get(key), dict):
                 into[key] = {}
             _merge(into[key], value, (*at, key), source, sources)
         else:
             into[key] = deepcopy(value)
+
+
+def _merge_items(items: list[Any], new: dict[str, Any], at: KeyPath, source: str | None, sources: Sources) -> list[Any]:
+    """Return the list with changed items: `{0: {lr: 0.1}}` merges into the first one."""
+    numbered = {str(number): item for number, item in enumerate(items)}
+    name, where = ".".join(at), source or "extends"
+    changes = {str(_list_index(items, number, name, where)): value for number, value in new.items()}
+    _merge(numbered, changes, at, source, sources)
+    return list(numbered.values())
 
 
 def _apply_override(data: dict[str, Any], override: str, sources: Sources) -> None:

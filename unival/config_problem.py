@@ -1,7 +1,8 @@
 """Turn a failed pydantic validation into one `UserError`: key, value, what was expected, and who wrote it."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -28,6 +29,16 @@ _EXPECTED = {
     "path_": "a path",
     "none_required": "null",
 }
+
+
+@contextmanager
+def at(key: str) -> Iterator[None]:
+    """Name the key of the configuration in errors that the block raises."""
+    try:
+        yield
+    except UserError as error:
+        where = f"{key}, {error.where}" if error.where else key
+        raise UserError(error.what, where, error.fix) from None
 
 
 def explain_validation(
@@ -97,6 +108,8 @@ def _describe(
     if details["type"] == "missing":
         return f"'{name}' is required", "write it in the file, or give the override key=value"
     expected = list(dict.fromkeys(_expectation(one) for one in known))
+    if details["type"] in {"value_error", "assertion_error"}:
+        return f"{name}: {expected[0]}, got {_shown(_value_at(path, data))}", None
     what = f"{name}: expected {' or '.join(expected)}, got {_shown(_value_at(path, data))}"
     return what, _choice_hint(known, _value_at(path, data))
 

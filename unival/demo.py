@@ -27,7 +27,6 @@ from unival.errors import UserError
 from unival.evaluate import evaluate_all, generate
 from unival.log import console
 from unival.metrics.bootstrap import bootstrap_difference, bootstrap_mean
-from unival.pretrain_encoder import pretrain
 from unival.report import write_report
 from unival.schema import EvaluationSuite, RunConfig, SourceConfig
 from unival.tasks.base import get_task
@@ -68,7 +67,7 @@ def run_demo(out: Path, configs: Path, fresh: bool = False) -> dict[str, Any]:
     steps: list[tuple[str, str, Callable[[], object]]] = [
         ("understand", "Describe, answer, find", lambda: understand(out, configs)),
         ("pretrain", "Pretrain from scratch for two minutes", lambda: fit("pretrain")),
-        ("audio", "Learn sounds", lambda: learn_sounds(out, configs, fit)),
+        ("audio", "Learn sounds", lambda: learn_sounds(out, fit)),
         ("detail", "Specialise to detailed captions", lambda: fit("detail")),
         ("brevity", "Specialise to brief captions", lambda: fit("brevity")),
         ("sweep", "Sweep the soup, draw the front", lambda: sweep_rewards(out)),
@@ -135,13 +134,9 @@ def understand(out: Path, configs: Path) -> None:
     write_samples(out, entries)
 
 
-def learn_sounds(out: Path, configs: Path, fit: Callable[..., Path]) -> None:
-    """Train an audio encoder on families, fine-tune on captions; score how often one names the first sound's family."""
-    weights = out / "audio-encoder.safetensors"
-    if not weights.is_file():
-        options = load_config(configs / "audio.yaml", [], RunConfig).stages[0].add["audio_encoder"]
-        pretrain("audio", options, weights, steps=200, batch=32, lr=2e-3)
-    folder = fit("audio", f"encoder_weights.audio_encoder={weights}")
+def learn_sounds(out: Path, fit: Callable[..., Path]) -> None:
+    """Fine-tune on captions of sounds; score how often one names the first sound's family."""
+    folder = fit("audio")
     rows = [json.loads(line) for line in (out / "audio" / "predictions-audio-caption.jsonl").open(encoding="utf-8")]
     known = family_of_caption()
     first = [row["families"][0] for row in rows]

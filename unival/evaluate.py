@@ -1,42 +1,57 @@
-"""Generate answers for a split, score them, keep every prediction and every per-sample score."""
+"""Generate answers for a split, score them, keep every prediction and every per-sample score.
 
+Rows are shared by the processes that `torchrun` starts and kept on disk as they are finished, so that an evaluation
+can be killed and continued, with any number of processes (`docs/tasks.md`).
+"""
+
+import contextlib
+import inspect
 import json
+import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from unival.batch import pad
+from unival.answering import closed_set, code_options, generate, search_options
+from unival.atomic import replacing, write_json
+from unival.batch import Example
 from unival.checkpoint import load_model
-from unival.data.source import Source, open_source
+from unival.data.source import Source, open_source, row_name
+from unival.distributed import World
 from unival.errors import UserError, did_you_mean
-from unival.generate import AnswerTrie, SearchOptions, prompt_prefix, score_answers, search
 from unival.log import track
 from unival.metrics.bootstrap import bootstrap_mean
 from unival.model.modeling import UnivalForConditionalGeneration
 from unival.model.processing import UnivalProcessor
+from unival.predictions import MemoryStore, PredictionStore, Row, text_fields
+from unival.provenance import settings, split_hash, text_hash, weights_hash
 from unival.rewards import REWARDS, get_reward
 from unival.schema import EvaluationConfig, SourceConfig
+from unival.submission import write_submission
 from unival.tasks.base import Scores, Task, get_task
 
 
 @dataclass(slots=True)
 class Evaluation:
-    """Predictions and per-sample scores of one task on one split."""
+    """Predictions and per-sample scores of one task on one split; records hold no media."""
 
     records: list[Mapping[str, Any]]
     predictions: list[Any]
     scores: Scores
+    corpus: dict[str, float]
 
     def summary(self) -> dict[str, Any]:
         """Return means with 95 % bootstrap intervals, and means per question type where rows have one."""
         means = {name: bootstrap_mean(s)._asdict() for name, s in self.scores.items()}
         summary: dict[str, Any] = {"samples": len(self.records), "metrics": means}
-        if all("question_type" in record for record in self.records):
+        if self.corpus:
+            summary["corpus"] = self.corpus
+        if "accuracy" in self.scores and all("question_type" in record for record in self.records):
             summary["question_types"] = self._by_type()
         return summary
 
@@ -54,56 +69,6 @@ class Evaluation:
         return table
 
 
-def generate(
-    model: UnivalForConditionalGeneration,
-    processor: UnivalProcessor,
-    task: Task,
-    inputs: Mapping[str, torch.Tensor],
-    num_beams: int = 1,
-    options: Mapping[str, Any] | None = None,
-) -> list[str]:
-    """Return the text that a model writes for each row of a batch, by the original's rules (`docs/generation.md`).
-
-    A task with `candidates` gets one of them: the most probable by `score_answers`, or the best of a search inside the
-    set, compared by log-probability. Otherwise the search compares log-probabilities per token, and forces `</s>` as
-    the last of `task.max_new_tokens`.
-
-    Args:
-        model, processor, task: What writes what.
-        inputs: Of a batch.
-        num_beams: 1 is greedy.
-        options: Fields of `SearchOptions` that replace these settings.
-    """
-    answers = [ids[1:-1] for ids in processor.encode(task.candidates)] if task.candidates else []
-    chosen = search_options(task, answers, inputs, num_beams, options or {})
-    prefix = prompt_prefix(model, inputs["input_ids"]) if chosen.repeat_prompt else None
-    if task.candidates and task.choose == "score":
-        best = score_answers(model, inputs, answers, prefix).argmax(1)
-        return [task.candidates[index] for index in best.tolist()]
-    pad_id = model.config.pad_token_id
-    trie = AnswerTrie(answers, model.config.eos_token_id) if answers else None
-    found = search(model, inputs, chosen, trie, prefix)
-    starts = [0] * len(found) if prefix is None else prefix.ne(pad_id).sum(1).tolist()
-    rows = [row[0].tokens[start:] if row else [] for row, start in zip(found, starts, strict=True)]
-    return processor.decode(pad(rows, pad_id))
-
-
-def search_options(
-    task: Task,
-    answers: Sequence[Sequence[int]],
-    inputs: Mapping[str, torch.Tensor],
-    num_beams: int,
-    changes: Mapping[str, Any],
-) -> SearchOptions:
-    """Return the settings of a task's search; `answers` are the ids of its candidates."""
-    settings = {"beam": num_beams, "max_len_b": task.max_new_tokens - 1, "min_len": task.min_new_tokens}
-    if answers:
-        settings |= {"max_len_b": max(map(len, answers)), "min_len": 1, "unnormalized": True}
-    if changes.get("repeat_prompt"):
-        settings["max_len_b"] += inputs["input_ids"].shape[1]
-    return SearchOptions.from_original(settings | dict(changes))
-
-
 def evaluate(
     model: UnivalForConditionalGeneration,
     processor: UnivalProcessor,
@@ -113,32 +78,106 @@ def evaluate(
     num_beams: int = 1,
     options: Mapping[str, Any] | None = None,
     description: str = "evaluate",
+    store: PredictionStore | None = None,
 ) -> Evaluation:
     """Evaluate a task on all rows of a source (one row per medium where the source offers several).
 
-    `num_beams` and `options` are those of `generate`.
+    `num_beams` and `options` are those of `generate`. With a `store`, rows that it holds are not predicted again, the
+    others are shared by its processes, and every process returns the whole evaluation. A split without any label has
+    predictions and no scores.
     """
     model.eval()
-    records = [source[index] for index in range(len(source))]
-    examples = [task.example(record) for record in records]
-    predictions = []
-    starts = range(0, len(examples), batch_size)
-    for start in track(starts, description, len(starts)):
-        batch = processor.collate(examples[start : start + batch_size])
+    store = store or MemoryStore()
+    rows, world = store.rows(), store.world
+    store.wait()  # everybody has seen the same rows before anybody adds some
+    todo = [index for index in range(len(source)) if index not in rows][world.rank :: world.size]
+    # The draws of a sample belong to its row, whatever the batch and the process.
+    size = 1 if (options or {}).get("sampling") else batch_size
+    starts = range(0, len(todo), size)
+    for start in track(starts, description, len(starts)) if world.is_main else starts:
+        store.append(predict_rows(model, processor, task, source, todo[start : start + size], num_beams, options))
+    store.wait()
+    rows = store.rows()
+    missing = [index for index in range(len(source)) if index not in rows]
+    if missing:
+        fix = "all processes must see one folder"
+        raise UserError(f"{len(missing)} of {len(source)} rows have no prediction, such as {missing[0]}", fix=fix)
+    records = [rows[index]["record"] for index in range(len(source))]
+    predictions = [rows[index]["prediction"] for index in range(len(source))]
+    if not any(map(task.is_labelled, records)):
+        return Evaluation(records, predictions, {}, {})
+    return Evaluation(records, predictions, task.score(predictions, records), task.corpus(predictions, records))
+
+
+def predict_rows(
+    model: UnivalForConditionalGeneration,
+    processor: UnivalProcessor,
+    task: Task,
+    source: Source,
+    indices: Sequence[int],
+    num_beams: int,
+    options: Mapping[str, Any] | None,
+) -> list[Row]:
+    """Return the predictions for some rows of a source."""
+    records = [source[index] for index in indices]
+    examples = [
+        replace(task.example(record), where=row_name(source, index))
+        for index, record in zip(indices, records, strict=True)
+    ]
+    batch = processor.collate(examples)
+    with fixed_draws(examples[0]) if (options or {}).get("sampling") else contextlib.nullcontext():
         texts = generate(model, processor, task, batch.inputs, num_beams, options)
-        rows = records[start : start + batch_size]
-        predictions += [task.parse(text, record) for text, record in zip(texts, rows, strict=True)]
-    return Evaluation(records, predictions, task.score(predictions, records))
+    return [
+        {"index": index, "record": text_fields(record), "prediction": task.parse(text, record)}
+        for index, record, text in zip(indices, records, texts, strict=True)
+    ]
+
+
+@contextlib.contextmanager
+def fixed_draws(example: Example) -> Iterator[None]:
+    """Draw from generators that are seeded by an example's uid, and put the others back after."""
+    with torch.random.fork_rng():
+        torch.manual_seed(zlib.crc32(str(example.uid).encode()))
+        yield
 
 
 def run_evaluation(
-    model: UnivalForConditionalGeneration, processor: UnivalProcessor, config: EvaluationConfig
+    model: UnivalForConditionalGeneration,
+    processor: UnivalProcessor,
+    config: EvaluationConfig,
+    store: PredictionStore | None = None,
 ) -> Evaluation:
     """Evaluate as a configuration says."""
-    task = get_task(config.task, config.task_args)
+    processor = changed_processor(processor, config.processor)
+    task = task_for(config, processor)
     source = open_source(config.source, config.task, task.modality)
     description = f"evaluate {config.name}"
-    return evaluate(model, processor, task, source, config.batch_size, config.num_beams, config.search, description)
+    return evaluate(
+        model, processor, task, source, config.batch_size, config.num_beams, config.search, description, store
+    )
+
+
+def task_for(config: EvaluationConfig, processor: UnivalProcessor) -> Task:
+    """Return the task of an evaluation; its position tokens are the model's unless its arguments say otherwise."""
+    task = get_task(config.task, config.task_args)
+    if "num_bins" in task.model_dump() and "num_bins" not in config.task_args:
+        return get_task(config.task, config.task_args | {"num_bins": processor.num_bins})
+    return task
+
+
+def changed_processor(processor: UnivalProcessor, changes: Mapping[str, Any]) -> UnivalProcessor:
+    """Return a processor with other media sizes and the same tokenizer.
+
+    Raises:
+        UserError: If there is no such field.
+    """
+    names = list(inspect.signature(UnivalProcessor).parameters)[1:]
+    for name in changes:
+        if name not in names:
+            raise UserError(f"unknown processor option {name!r}", fix=did_you_mean(name, names))
+    if not changes:
+        return processor
+    return UnivalProcessor(processor.tokenizer, **{name: getattr(processor, name) for name in names} | dict(changes))
 
 
 def evaluate_all(
@@ -146,28 +185,93 @@ def evaluate_all(
     processor: UnivalProcessor,
     configs: Sequence[EvaluationConfig],
     out_dir: str | Path,
+    world: World | None = None,
+    checkpoint: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Run evaluations; write `evaluation.json` (summaries) and `predictions-<name>.jsonl`."""
-    out_dir = Path(out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    report = {}
+    """Run evaluations and return their summaries; the first of several processes writes files.
+
+    `evaluation.json` holds the summaries, `metrics.json` the summaries with all that can change them,
+    `predictions-<name>.jsonl` the rows and `submission-<name>.json` what a benchmark's server reads. Finished rows wait
+    in `.unfinished/` until all evaluations are done.
+
+    Args:
+        model, processor, configs: What to evaluate how.
+        out_dir: Folder, seen by all processes.
+        world: The processes that share the rows; by default this one alone, even where `torchrun` has started several.
+        checkpoint: Where the model comes from, for the record.
+    """
+    out_dir, world = Path(out_dir), world or World()
+    twice = [name for name, number in Counter(config.name for config in configs).items() if number > 1]
+    if twice:
+        raise UserError(f"two evaluations are called {twice[0]!r}", fix="give each its own name")
+    weights = weights_hash(model)
+    report, metrics, stores = {}, {}, []
     for config in configs:
-        result = run_evaluation(model, processor, config)
+        known = known_settings(model, processor, config, weights)
+        key = text_hash([json.dumps(known, sort_keys=True, default=str)])[:16]
+        store = PredictionStore(out_dir / ".unfinished" / f"{config.name}-{key}", world)
+        stores.append(store)
+        result = run_evaluation(model, processor, config, store)
         report[config.name] = result.summary()
-        write_predictions(out_dir / f"predictions-{config.name}.jsonl", result)
-    temporary = out_dir / ".evaluation.json.tmp"
-    temporary.write_text(json.dumps(report, indent=1), encoding="utf-8")
-    temporary.replace(out_dir / "evaluation.json")
+        metrics[config.name] = result.summary() | {
+            "settings": known,
+            "split_sha256": split_hash(result.records),
+            "checkpoint": None if checkpoint is None else str(checkpoint),
+            "batch_size": config.batch_size,
+            "processes": world.size,
+        }
+        if world.is_main:
+            write_predictions(out_dir / f"predictions-{config.name}.jsonl", result)
+            if config.submission is not None:
+                write_submission_file(out_dir, config, result)
+        store.wait()  # everybody has read the rows
+    if world.is_main:
+        for store in stores:
+            store.discard()
+        write_json(out_dir / "metrics.json", metrics, indent=1)
+        write_json(out_dir / "evaluation.json", report, indent=1)
     return report
+
+
+@contextlib.contextmanager
+def precise(model: UnivalForConditionalGeneration, device: torch.device, precision: str) -> Iterator[None]:
+    """Move a model to a device and compute in a precision, `fp32` or `bf16`, while the block runs."""
+    model.to(device)  # pyright: ignore[reportArgumentType]  # its `self` is a decorated function's
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        yield
+
+
+def known_settings(
+    model: UnivalForConditionalGeneration, processor: UnivalProcessor, config: EvaluationConfig, weights: str
+) -> dict[str, Any]:
+    """Return what `provenance.settings` says about an evaluation that has not begun."""
+    processor = changed_processor(processor, config.processor)
+    task = task_for(config, processor)
+    texts = task.answer_set() or ()
+    answers = closed_set(processor, texts)[0] if texts else []
+    changes = (code_options(model.config) if task.writes_codes else {}) | config.search
+    no_prompt = {"input_ids": torch.zeros(1, 0, dtype=torch.long)}
+    search_settings = search_options(task, answers, no_prompt, config.num_beams, changes)
+    known = settings(model, processor, task, config, search_settings, weights)
+    return known | {"answers": {"number": len(texts), "sha256": text_hash(texts)} if texts else None}
 
 
 def write_predictions(path: Path, result: Evaluation) -> None:
     """Write one JSON line per sample: the text fields of its record, the prediction and its scores."""
-    with path.open("w", encoding="utf-8") as file:
+    with replacing(path) as file:
         for index, (record, prediction) in enumerate(zip(result.records, result.predictions, strict=True)):
-            fields = {k: v for k, v in record.items() if isinstance(v, str | int | float | list)}
             scores = {name: float(values[index]) for name, values in result.scores.items()}
-            file.write(json.dumps(fields | {"prediction": prediction, "scores": scores}) + "\n")
+            row = {**record, "prediction": prediction, "scores": scores}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def write_submission_file(out_dir: Path, config: EvaluationConfig, result: Evaluation) -> Path:
+    """Write the predictions as the benchmark's own evaluation reads them; `unival.submission` knows the formats."""
+    assert config.submission is not None
+    path = out_dir / f"submission-{config.name}.{'csv' if config.submission == 'clotho' else 'json'}"
+    pairs = zip(result.records, result.predictions, strict=True)
+    write_submission(config.submission, [{**record, "prediction": prediction} for record, prediction in pairs], path)
+    return path
 
 
 class SoupEvaluator:

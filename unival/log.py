@@ -1,8 +1,11 @@
 """Progress on stderr, numbers in `metrics.jsonl`."""
 
 import json
+import resource
+import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +19,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from unival.errors import UserError
+
 console = Console(stderr=True)
 
 
-def progress() -> Progress:
+def progress(is_shown: bool = True) -> Progress:
     """Return the progress display used by every long command."""
     return Progress(
         TextColumn("{task.description}"),
@@ -31,6 +36,7 @@ def progress() -> Progress:
         console=console,
         transient=False,
         refresh_per_second=2,
+        disable=not is_shown,
     )
 
 
@@ -44,10 +50,22 @@ def track(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:
 
 
 class MetricsLog:
-    """Append-only JSON lines, flushed at every row; rows after a resumed step are dropped when it is opened."""
+    """Append-only JSON lines, flushed at every row; rows after a resumed step are dropped when it is opened.
 
-    def __init__(self, path: Path, from_step: int = 0) -> None:
-        self.path = path
+    Args:
+        path: The file.
+        from_step: Rows of this step and later ones are dropped.
+        tensorboard: Write TensorBoard's files to the folder `tensorboard` beside it, too.
+        is_active: False for the other processes of a run, which write nothing.
+
+    Raises:
+        UserError: If TensorBoard is not installed.
+    """
+
+    def __init__(self, path: Path, from_step: int = 0, tensorboard: bool = False, is_active: bool = True) -> None:
+        self.path, self.is_active, self.board = path, is_active, None
+        if not is_active:
+            return
         rows = []
         if path.exists():
             for line in path.read_text(encoding="utf-8").splitlines():
@@ -58,9 +76,98 @@ class MetricsLog:
                 if row["step"] < from_step:
                     rows.append(line)
         path.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
-        self.start = time.monotonic()
+        if tensorboard:
+            self.board = open_board(path.parent / "tensorboard", from_step)
 
     def write(self, step: int, **numbers: Any) -> None:
         """Append one row."""
+        if not self.is_active:
+            return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **numbers}) + "\n")
+        if self.board is not None:
+            for name, number in numbers.items():
+                if isinstance(number, int | float):
+                    self.board.add_scalar(name, number, step)
+            self.board.flush()
+
+
+def open_board(folder: Path, from_step: int) -> Any:
+    """Return TensorBoard's writer; what it showed of later steps is hidden.
+
+    Raises:
+        UserError: If it is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        fix = "pip install 'unival[logging]', or leave `tensorboard` out"
+        raise UserError("tensorboard: TensorBoard is not installed", fix=fix) from None
+    return SummaryWriter(str(folder), purge_step=from_step)
+
+
+class Means:
+    """Means of numbers by name, over everything that was added since the last `take`."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, tuple[float, int]] = {}
+
+    def add(self, numbers: Mapping[str, float]) -> None:
+        """Count one value of each."""
+        self.merge({name: (number, 1) for name, number in numbers.items()})
+
+    def merge(self, sums: Mapping[str, tuple[float, int]]) -> None:
+        """Add sums and counts, as of another process."""
+        for name, (total, count) in sums.items():
+            old_total, old_count = self.sums.get(name, (0.0, 0))
+            self.sums[name] = (old_total + total, old_count + count)
+
+    def take(self, gather: Callable[[Any], Sequence[Any]] = lambda sums: [sums]) -> dict[str, float]:
+        """Return the means over all processes that `gather` asks, and begin anew."""
+        together = Means()
+        for sums in gather(self.sums):
+            together.merge(sums)
+        self.sums = {}
+        return {name: total / count for name, (total, count) in together.sums.items()}
+
+
+class Meter:
+    """How fast a run goes and what it takes, between two rows of the log."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self.start, self.waited, self.examples = time.monotonic(), 0.0, 0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time of a block as waiting for data."""
+        begin = time.monotonic()
+        yield
+        self.waited += time.monotonic() - begin
+
+    def take(self, num_processes: int) -> dict[str, float]:
+        """Return examples per second of all processes, the share of time spent waiting for data, and the peak memory.
+
+        Memory is that of the GPU if one is used, otherwise of this process, in GB.
+        """
+        seconds = max(time.monotonic() - self.start, 1e-9)
+        numbers = {
+            "samples_per_second": round(self.examples * num_processes / seconds, 2),
+            "data_wait": round(self.waited / seconds, 4),
+            "memory_gb": round(peak_memory() / 1e9, 3),
+        }
+        self.reset()
+        return numbers
+
+
+def peak_memory() -> int:
+    """Return the most bytes that were in use so far: on the GPU if there is one in use, otherwise by this process."""
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts kilobytes

@@ -2,12 +2,17 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
+from unival.distributed import full, local
 from unival.errors import UserError, did_you_mean
+from unival.muon import MuonAdamW
 from unival.schema import OptimConfig, StageConfig
 
 # Tables that are fixed in the original, and a classifier that is stored but not used.
@@ -15,37 +20,46 @@ NEVER_TRAINED = ("*.melW", "*.spectrogram_extractor.", "encoder.embed_images.fc.
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Return AdamW over the trainable parameters, one group per `lr_scale` (kept in the group as `scale`).
+    """Return AdamW over the trainable parameters, one group per `lr_scale` (kept in the group as `scale`) and kind.
 
     Raises:
-        UserError: If a key of `lr_scale` matches no trainable parameter.
+        UserError: If a key of `lr_scale` or a pattern of `muon` matches no trainable parameter, or Muon meets shards.
     """
-    groups: dict[str, list[nn.Parameter]] = {pattern: [] for pattern in [*config.lr_scale, ""]}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            groups[next(pattern for pattern in groups if matches(name, [pattern]))].append(parameter)
-    for pattern in config.lr_scale:
-        if not groups[pattern]:
-            tops = {".".join(name.split(".")[:2]) for name, _ in model.named_parameters()}
-            raise UserError(
-                f"lr_scale: no trainable parameter starts with {pattern!r}", fix=did_you_mean(pattern, tops)
-            )
-    return torch.optim.AdamW(
-        [{"params": group, "scale": config.lr_scale.get(key, 1.0)} for key, group in groups.items() if group],
-        lr=config.lr,
-        betas=config.betas,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for key, patterns in (("lr_scale", config.lr_scale), ("muon", config.muon)):
+        for pattern in patterns:
+            if not any(matches(name, [pattern]) for name in trained):
+                tops = {".".join(name.split(".")[:2]) for name, _ in model.named_parameters()}
+                raise UserError(
+                    f"{key}: no trainable parameter starts with {pattern!r}", fix=did_you_mean(pattern, tops)
+                )
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for pattern in [*config.lr_scale, ""]:
+        groups |= {(pattern, False): [], (pattern, True): []}
+    for name, parameter in trained.items():
+        scale = next((pattern for pattern in config.lr_scale if matches(name, [pattern])), "")
+        groups[scale, parameter.ndim == 2 and matches(name, config.muon)].append(parameter)
+    options: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps, "fused": True}
+    options["weight_decay"] = config.weight_decay
+    parts = [
+        {"params": group, "scale": config.lr_scale.get(pattern, 1.0), "muon": muon}
+        for (pattern, muon), group in groups.items()
+        if group
+    ]
+    if not config.muon:
+        return torch.optim.AdamW(parts, **options)
+    if any(isinstance(parameter, DTensor) for parameter in trained.values()):
+        raise UserError("Muon needs whole matrices", where="optim.muon", fix="use parallel.kind=ddp, or optim.muon=[]")
+    return MuonAdamW(parts, **options)
 
 
 def learning_rate(config: OptimConfig, step: int, num_steps: int) -> float:
     """Return the learning rate of update `step` (0-based) of `num_steps`.
 
     Linear warm-up over `int(num_steps * warmup_ratio)` or `warmup_steps` updates, then the schedule, which reaches zero
-    at `num_steps`.
+    at `num_steps`, or at `schedule_steps` where the stage stops before.
     """
+    num_steps = max(config.schedule_steps or 0, num_steps)
     warmup = int(num_steps * config.warmup_ratio) if config.warmup_steps is None else config.warmup_steps
     if step < warmup:
         return config.lr * (step + 1) / warmup
@@ -55,6 +69,52 @@ def learning_rate(config: OptimConfig, step: int, num_steps: int) -> float:
     if config.schedule == "cosine":
         return config.lr * 0.5 * (1.0 + math.cos(math.pi * done))
     return config.lr * (1.0 - done)
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, scale: float = 1.0) -> float:
+    """Divide gradients by the scale of the loss, then clip their global L2 norm; under FSDP2 that of all processes.
+
+    Returns:
+        The norm before clipping; not finite when a gradient overflowed.
+    """
+    parameters = [parameter for parameter in parameters if parameter.grad is not None]
+    if scale != 1.0:
+        gradients = [local(parameter.grad) for parameter in parameters if parameter.grad is not None]
+        torch._foreach_mul_(gradients, 1.0 / scale)  # pyright: ignore[reportPrivateImportUsage]
+    return full(torch.nn.utils.clip_grad_norm_(parameters, max_norm)).item()
+
+
+@dataclass(slots=True)
+class LossScale:
+    """Dynamic scale of the loss, so that small gradients do not vanish in fp16 (specification 5).
+
+    `torch.amp.GradScaler` looks for overflows in the gradients of its process, under FSDP2 a part of them. The global
+    norm tells all processes the same.
+
+    Attributes:
+        value: What the loss is multiplied with; 1 is no scaling.
+        window: Finite updates in a row after which it doubles; 0 keeps it.
+        finite: How many there were since it changed.
+    """
+
+    value: float = 1.0
+    window: int = 0
+    finite: int = 0
+
+    def update(self, is_finite: bool) -> None:
+        """Take note of an update.
+
+        Raises:
+            FloatingPointError: If no scale is small enough.
+        """
+        if not is_finite:
+            self.value, self.finite = self.value / 2, 0
+            if self.window == 0 or self.value < 2**-14:
+                raise FloatingPointError("the gradient norm is not finite")
+            return
+        self.finite += 1
+        if self.finite == self.window:
+            self.value, self.finite = self.value * 2, 0
 
 
 def freeze(model: nn.Module, stage: StageConfig) -> None:

@@ -6,10 +6,10 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
+from unival.answering import generate
 from unival.checkpoint import load_model as load
 from unival.data.image import load_image
 from unival.errors import UserError, did_you_mean
-from unival.evaluate import generate
 from unival.tasks import PREDICT_TASKS
 from unival.tasks.base import get_task
 

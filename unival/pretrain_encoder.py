@@ -5,8 +5,8 @@
 
 The paper starts from encoders that others trained with labels (ImageNet, Kinetics, AudioSet). Here the embedded
 world plays that part: each cell of the feature map learns what lies under its centre (a concept, the family of a sound,
-or nothing), the box of that object, and in clips which way it moves. Only the training split and training styles are
-seen. The classifier is thrown away.
+or nothing), the box of that object, the colour of the background, and in clips which way it moves. Only the training
+split and training styles are seen. The classifier is thrown away.
 """
 
 import argparse
@@ -18,22 +18,25 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
-from unival.data import world
+from unival.config import load_config
+from unival.data import sprites, world
 from unival.data.clips import MovingClips
 from unival.data.scenes import ImageScenes
 from unival.data.sounds import Sounds, families
+from unival.errors import UserError
 from unival.log import progress
 from unival.model.audio import PannCNN
 from unival.model.image import build_image_encoder, image_features
 from unival.model.modeling import UnivalForConditionalGeneration
 from unival.model.video import ResNeXt3D
+from unival.schema import RunConfig
 
+COLOURS = tuple(sprites.BACKGROUNDS)
 MOTIONS = ("still", "left", "right", "up", "down")
 NONE_WEIGHT = 0.2  # of cells without an object, which are the majority
 BOX_WEIGHT = 5.0  # of the mean error of a side, as a share of the picture
@@ -51,14 +54,15 @@ def cell_owner(boxes: np.ndarray, rows: int, columns: int, px: int) -> np.ndarra
 
 
 def image_cells(scene: Any, grid: tuple[int, ...]) -> tuple[np.ndarray, ...]:
-    """Return pixels (3, H, W) in [-1, 1], class and motion of every cell (-1 is none), and boxes as shares."""
+    """Return pixels (3, H, W) in [-1, 1], class, motion (-1 is none), box as shares and background of every cell."""
     px = scene.image.shape[0]
     boxes = np.array([obj.box for obj in scene.objects], np.float32)
     rows, columns = grid
     owner = cell_owner(boxes, rows, columns, px)
     ids = np.array([obj.concept for obj in scene.objects] + [-1])
     pixels = scene.image.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1
-    return pixels, ids[owner], np.full_like(owner, -1), boxes[owner] / px
+    colours = np.full_like(owner, COLOURS.index(scene.background))
+    return pixels, ids[owner], np.full_like(owner, -1), boxes[owner] / px, colours
 
 
 def clip_cells(clip: Any, grid: tuple[int, ...]) -> tuple[np.ndarray, ...]:
@@ -75,7 +79,8 @@ def clip_cells(clip: Any, grid: tuple[int, ...]) -> tuple[np.ndarray, ...]:
     ids = np.array([obj.concept for obj in clip.objects] + [-1])
     motions = np.array([MOTIONS.index(obj.motion) for obj in clip.objects] + [-1])
     pixels = clip.frames.transpose(3, 0, 1, 2).astype(np.float32) / 127.5 - 1
-    return pixels, ids[owner], motions[owner], np.stack(places)
+    colours = np.full_like(owner, COLOURS.index(clip.background))
+    return pixels, ids[owner], motions[owner], np.stack(places), colours
 
 
 def sound_cells(sound: Any, grid: tuple[int, ...]) -> tuple[np.ndarray, ...]:
@@ -84,16 +89,19 @@ def sound_cells(sound: Any, grid: tuple[int, ...]) -> tuple[np.ndarray, ...]:
     boxes = np.array([(start, 0, end, num_samples) for start, end in sound.spans], np.float32)
     owner = cell_owner(boxes, grid[1], grid[0], num_samples).T  # time is the first axis of the grid
     ids = np.array([families().index(family) for family in sound.families] + [-1])
-    return sound.waveform, ids[owner], np.full_like(owner, -1), boxes[owner] / num_samples
+    unknown = np.full_like(owner, -1)
+    return sound.waveform, ids[owner], unknown, boxes[owner] / num_samples, unknown
 
 
 WORLDS = {"image": (ImageScenes, image_cells), "video": (MovingClips, clip_cells), "audio": (Sounds, sound_cells)}
+# Few sounds and no captions to contradict: vary them widely, one at a time.
+OPTIONS = {"image": {}, "video": {}, "audio": {"max_sounds": 1, "seconds": 2.5, "octaves": 0.4, "tone_db": 5.0}}
 
 
-def sample(modality: str) -> Tensor:
+def sample(modality: str, options: Mapping[str, Any] = MappingProxyType({})) -> Tensor:
     """Return one medium as a batch."""
     grid = (1, 1, 1) if modality == "video" else (1, 1)
-    return next(iter(Cells(modality, "train", 1, grid, {})))[0]
+    return next(iter(Cells(modality, "train", 1, grid, options)))[0]
 
 
 def feature_grid(model: UnivalForConditionalGeneration, modality: str) -> tuple[int, ...]:
@@ -123,7 +131,7 @@ class Cells(IterableDataset):
 
 
 class Encoder(nn.Module):
-    """An encoder of the model with linear heads for classes, motions and boxes on every cell."""
+    """An encoder of the model with linear heads for classes, boxes, colours and motions on every cell."""
 
     def __init__(self, modality: str, options: Mapping[str, Any]) -> None:
         super().__init__()
@@ -139,6 +147,7 @@ class Encoder(nn.Module):
         self.label = nn.Linear(channels, 1 + len(families() if modality == "audio" else world.concepts()))
         self.motion = nn.Linear(channels, len(MOTIONS))
         self.box = nn.Linear(channels, 4)
+        self.colour = nn.Linear(channels, len(COLOURS))
 
     def features(self, media: Tensor) -> Tensor:
         """Return (B, *cells, C)."""
@@ -148,29 +157,34 @@ class Encoder(nn.Module):
             media = media.contiguous(memory_format=torch.channels_last_3d)
         return self.encoder(media).movedim(1, -1)
 
-    def loss(self, media: Tensor, labels: Tensor, motions: Tensor, boxes: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def loss(
+        self, media: Tensor, labels: Tensor, motions: Tensor, boxes: Tensor, colours: Tensor
+    ) -> tuple[Tensor, dict[str, float]]:
         """Return the loss, and over cells with an object the accuracies and the mean error of a box side."""
-        features = self.features(media)
-        logits, wanted = self.label(features).flatten(0, -2), labels.flatten() + 1
+        features = self.features(media).flatten(0, -2)
+        logits, wanted = self.label(features), labels.flatten() + 1
         inside = wanted > 0
         weights = torch.where(inside, 1.0, NONE_WEIGHT)
         total = (F.cross_entropy(logits, wanted, reduction="none") * weights).sum() / weights.sum()
-        errors = (self.box(features).flatten(0, -2)[inside] - boxes.flatten(0, -2)[inside]).abs().mean()
+        errors = (self.box(features)[inside] - boxes.flatten(0, -2)[inside]).abs().mean()
         total = total + BOX_WEIGHT * errors
         logs = {"label": (logits.argmax(1) == wanted)[inside].float().mean().item(), "box_error": errors.item()}
-        known = motions.flatten() >= 0
-        if known.any():
-            moving = self.motion(features).flatten(0, -2)[known]
-            total = total + F.cross_entropy(moving, motions.flatten()[known])
-            logs["motion"] = (moving.argmax(1) == motions.flatten()[known]).float().mean().item()
+        for name, head, targets in (("motion", self.motion, motions), ("colour", self.colour, colours)):
+            known = targets.flatten() >= 0
+            if known.any():
+                guesses, right = head(features[known]), targets.flatten()[known]
+                total = total + F.cross_entropy(guesses, right)
+                logs[name] = (guesses.argmax(1) == right).float().mean().item()
         return total, logs
 
 
-def encoder_options(modality: str, config: dict[str, Any]) -> dict[str, Any]:
+def encoder_options(modality: str, config: RunConfig) -> dict[str, Any]:
     """Return the arguments of an encoder from the model of a configuration, or from the stage where it joins."""
     name = f"{modality}_encoder"
-    places = [config.get("model", {}), *(stage.get("add", {}) for stage in config["stages"])]
-    return next(place[name] for place in places if name in place)
+    for place in (config.model, *(stage.add for stage in config.stages)):
+        if place.get(name):
+            return place[name]
+    raise UserError(f"no {name} in the model or a stage", where="configuration", fix=f"describe model.{name}")
 
 
 def pretrain(
@@ -181,7 +195,7 @@ def pretrain(
     batch: int,
     lr: float,
     init: Path | None = None,
-    world_options: Mapping[str, Any] = MappingProxyType({}),
+    world_options: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
     """Train an encoder, write it, and return its accuracies on the test split.
 
@@ -191,14 +205,15 @@ def pretrain(
         out: The safetensors file to write, when all steps are done.
         steps, batch, lr: Updates, media per update, peak learning rate (one cycle).
         init: Continue from this file.
-        world_options: Arguments of the world's generator.
+        world_options: Arguments of the world's generator, by default `OPTIONS` of the modality.
     """
+    world_options = OPTIONS[modality] if world_options is None else world_options
     torch.manual_seed(1)
     model = Encoder(modality, options)
     if init is not None:
         model.encoder.load_state_dict(load_file(init))
     with torch.no_grad():
-        grid = tuple(model.eval().features(sample(modality)).shape[1:-1])
+        grid = tuple(model.eval().features(sample(modality, world_options)).shape[1:-1])
     data = Cells(modality, "train", batch, grid, world_options)
     batches = iter(DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=4))
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05, fused=True)
@@ -241,7 +256,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=2e-3)
     given = parser.parse_args()
-    options = encoder_options(given.modality, yaml.safe_load(given.config.read_text("utf-8")))
+    options = encoder_options(given.modality, load_config(given.config, [], RunConfig))
     print(json.dumps(pretrain(given.modality, options, given.out, given.steps, given.batch, given.lr, given.init)))
 
 

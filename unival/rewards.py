@@ -158,10 +158,18 @@ def box_accuracy(
     return boxes.box_accuracy(predicted, references, threshold, **sizes).per_sample
 
 
-def vqa_accuracy(predictions: Sequence[str], records: Sequence[Record]) -> Rewards:
-    """Score an answer by the VQA rule against the record's answers."""
-    answers = _fields(predictions, records, "answers")
-    return vqa.vqa_accuracy(predictions, answers).per_sample if predictions else _empty()
+def vqa_accuracy(predictions: Sequence[str], records: Sequence[Record], *, types: Collection[str] = ()) -> Rewards:
+    """Score an answer by the VQA rule against the record's answers.
+
+    With `types`, an answer to a question of another `question_type` scores 0 and stays a sample, as with the sizes of
+    `box_accuracy`: the rewards of all types add up to the accuracy.
+    """
+    if not predictions:
+        return _empty()
+    scores = vqa.vqa_accuracy(predictions, _fields(predictions, records, "answers")).per_sample
+    if not types:
+        return scores
+    return scores * np.array([kind in types for kind in _fields(predictions, records, "question_type")])
 
 
 def answer_bleu1(predictions: Sequence[str], records: Sequence[Record]) -> Rewards:

@@ -1,5 +1,6 @@
 """Every option of a run, each documented where it is defined; YAML files under `configs/` are `RunConfig`s."""
 
+from pathlib import PurePath
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -13,8 +14,39 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class DataConfig(Section):
+    """Where data lie."""
+
+    root: str = "data"
+    """Folder that a text beginning with `$data/` starts from, wherever it stands in the file."""
+
+
+class Rooted(Section):
+    """A file whose paths may begin with `$data/`."""
+
+    data: DataConfig = DataConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _start_at_the_root(cls, values: Any) -> Any:
+        section = values.get("data", {}) if isinstance(values, dict) else None
+        root = section.get("root", DataConfig().root) if isinstance(section, dict) else None
+        return _rooted(values, root) if isinstance(root, str) else values
+
+
+def _rooted(value: Any, root: str) -> Any:
+    """Return a tree with `$data/` at the beginning of texts replaced."""
+    if isinstance(value, dict):
+        return {key: _rooted(item, root) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rooted(item, root) for item in value]
+    if isinstance(value, str) and value.startswith("$data/"):
+        return str(PurePath(root) / value.removeprefix("$data/"))
+    return value
+
+
 class SourceConfig(Section):
-    """Where rows come from: the embedded world or a manifest."""
+    """Where rows come from: the embedded world, or a data set in one of four forms (`docs/data.md`)."""
 
     world: Literal["train", "validation", "test"] | None = None
     """Split of the embedded world."""
@@ -26,13 +58,29 @@ class SourceConfig(Section):
     """Further arguments of the world's generator (`max_objects`, `seed`, ...)."""
     manifest: str | None = None
     """A JSON-lines file; media columns are paths relative to it."""
+    tsv: str | None = None
+    """A tab-separated file of the original."""
+    webdataset: str | list[str] | None = None
+    """Tar archives: a path, a pattern such as `train-{000..099}.tar`, or several."""
+    huggingface: str | None = None
+    """Name or path of a Hugging Face data set that is already on this machine."""
+    split: str | None = None
+    """Split of the Hugging Face data set."""
+    columns: str | list[str] | dict[str, int | str] | None = None
+    """Which column holds which field: of a TSV file a layout's name, field names in order or column numbers; of the
+    others the columns' names by field."""
+    media_root: str | None = None
+    """Folder of relative media paths, by default that of the manifest or TSV file."""
     limit: int | None = Field(default=None, gt=0)
     """Use only this many rows."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> "SourceConfig":
-        if (self.world is None) == (self.manifest is None):
-            raise ValueError("give exactly one of `world` and `manifest`")
+        kinds = ("world", "manifest", "tsv", "webdataset", "huggingface")
+        if sum(getattr(self, kind) is not None for kind in kinds) != 1:
+            raise ValueError("give exactly one of `world`, `manifest`, `tsv`, `webdataset` and `huggingface`")
+        if self.tsv is not None and self.columns is None:
+            raise ValueError("`tsv` needs `columns`, such as `caption` for a caption file of the original")
         return self
 
 
@@ -47,6 +95,12 @@ class TaskEntry(Section):
     """Examples per row of the group."""
     every: int = Field(default=1, gt=0)
     """Take part only in every n-th row of the group (the paper interleaves CC12M with n = 8)."""
+    offset: int = Field(default=0, ge=0)
+    """First of these rows; tasks with `every: 3` and offsets 0, 1, 2 take turns."""
+    size: int | None = Field(default=None, gt=0)
+    """Rows that the source counts for when mixing is `proportional`; by default those it has."""
+    augment: Literal["pretrain", "finetune"] | None = None
+    """Change media at random, as the original's pretraining or fine-tuning does (`unival.data.augment`)."""
     source: SourceConfig
     """Rows."""
 
@@ -55,13 +109,38 @@ class GroupConfig(Section):
     """Examples of one modality that form one mini-batch; groups of a step have equal weight in the loss."""
 
     rows: int = Field(gt=0)
-    """Rows per step; each yields `share` examples of every task."""
+    """Rows per update, over all processes and accumulated passes; each yields `share` examples of every task."""
     image_px: int | None = Field(default=None, ge=16)
     """Side of the pictures in this group, when it differs from the processor's (the paper raises it at the end)."""
+    video_px: int | None = Field(default=None, ge=16)
+    """Side of the frames, when it differs from the processor's."""
+    num_frames: int | None = Field(default=None, gt=0)
+    """Frames of a clip, when they differ from the processor's."""
+    buckets: list[int] | None = Field(default=None, min_length=1)
+    """Give every batch the smallest of these sides that holds its pictures (rows need `width` and `height`), or the
+    largest of these numbers of frames that its clips have (rows need `frames`), and put alike rows together."""
     aligned: bool = True
-    """All tasks look at the same rows, so that one encoded medium serves all of them."""
+    """All tasks look at the same rows, so that one encoded medium serves all of them. Otherwise only those of one and
+    the same source do."""
+    mixing: Literal["balanced", "proportional"] = "balanced"
+    """`balanced`: every row yields the fixed mixture (task balancing). `proportional`: every row is one example, drawn
+    without replacement from all sources put together (the paper's ablation)."""
     tasks: list[TaskEntry] = Field(min_length=1)
-    """The fixed mixture (task balancing)."""
+    """The mixture."""
+
+    @model_validator(mode="after")
+    def _no_shares_of_a_pool(self) -> "GroupConfig":
+        if self.mixing == "proportional" and any(entry.share != 1 or entry.every != 1 for entry in self.tasks):
+            raise ValueError("no `share` and no `every` with `mixing: proportional`, where sizes decide")
+        if any(entry.offset >= entry.every for entry in self.tasks):
+            raise ValueError("the `offset` of a task must be below its `every`")
+        if self.buckets and (self.mixing != "balanced" or not self.aligned):
+            raise ValueError("`buckets` need `mixing: balanced` and `aligned: true`")
+        if self.buckets and any(entry.every != 1 or entry.augment for entry in self.tasks):
+            raise ValueError("no `every` and no `augment` with `buckets`")
+        if self.mixing == "balanced" and any(entry.size is not None for entry in self.tasks):
+            raise ValueError("no `size` with `mixing: balanced`, where `share` and `every` decide")
+        return self
 
 
 class ObjectiveConfig(Section):
@@ -86,19 +165,29 @@ class OptimConfig(Section):
     """Share of the stage's steps with a linear warm-up."""
     warmup_steps: int | None = Field(default=None, ge=0)
     """Warm-up in updates, when it must not depend on the length of the stage; replaces `warmup_ratio`."""
+    schedule_steps: int | None = Field(default=None, gt=0)
+    """Updates that the schedule is planned for, when the stage stops before its end (the paper plans 50 epochs)."""
     lr_scale: dict[str, float] = Field(default_factory=dict)
     """Parameters whose name starts with a key learn at this multiple of the rate: trained encoders are lost at the rate
     of a new Transformer. The first key that matches counts, and each must match."""
+    muon: list[str] = Field(default_factory=list)
+    """Matrices whose name starts with one of these take orthogonalised momentum (`unival/muon.py`) at the same rate."""
     clip_norm: float = Field(default=1.0, gt=0)
     """Global L2 norm of gradients."""
+    loss_scale: float = Field(default=128.0, gt=0)
+    """With fp16: what losses are multiplied with at first (specification 5)."""
+    loss_scale_window: int = Field(default=128, gt=0)
+    """With fp16: the scale doubles after so many finite updates in a row. An overflow halves it, without update."""
 
 
 class StageConfig(Section):
     """A part of the curriculum with its own mixture, optimiser and schedule."""
 
     name: str
-    steps: int = Field(gt=0)
-    """Optimiser updates."""
+    steps: int = Field(default=0, ge=0)
+    """Optimiser updates; 0 where `epochs` says how long."""
+    epochs: float | None = Field(default=None, gt=0)
+    """Passes over the first task's rows, instead of `steps`; turned into steps once the rows are counted."""
     groups: list[GroupConfig] = Field(min_length=1)
     objective: ObjectiveConfig = ObjectiveConfig()
     optim: OptimConfig = OptimConfig()
@@ -110,6 +199,14 @@ class StageConfig(Section):
     """Only parameters whose name starts with one of these are trained: `[encoder.image_proj]`, `["*.adapter."]`."""
     freeze_batchnorm: bool = False
     """Keep running statistics and use them in training."""
+    validation: "ValidationConfig | None" = None
+    """Evaluate on the way."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "StageConfig":
+        if (self.steps > 0) == (self.epochs is not None):
+            raise ValueError("give exactly one of `steps` and `epochs`")
+        return self
 
 
 class EvaluationConfig(Section):
@@ -123,6 +220,59 @@ class EvaluationConfig(Section):
     num_beams: int = Field(default=1, gt=0)
     search: dict[str, Any] = Field(default_factory=dict)
     """Further options of the search: fields of `unival.generate.SearchOptions`, such as `{no_repeat_ngram_size: 3}`."""
+    processor: dict[str, Any] = Field(default_factory=dict)
+    """Fields of `UnivalProcessor` that replace the model's, such as `{image_px: 512}` or `{num_frames: 16}`."""
+    submission: str | None = None
+    """Also write `submission-<name>` in the format of a benchmark: one of `unival.submission.KINDS`."""
+
+
+class ValidationConfig(Section):
+    """Evaluations during a stage: what is watched, what is kept, when to stop."""
+
+    every: int = Field(gt=0)
+    """Steps between validations; the last step of the stage is always validated."""
+    evaluations: list[EvaluationConfig] = Field(min_length=1)
+    monitor: str | None = None
+    """What decides, as `EVALUATION/METRIC`: `vqa/accuracy`."""
+    mode: Literal["max", "min"] = "max"
+    """Whether more or less of it is better."""
+    keep_best: int = Field(default=1, ge=1)
+    """How many models stay in `best/`, by the monitored metric."""
+    patience: int | None = Field(default=None, gt=0)
+    """End the stage after so many validations in a row without a new best."""
+    restore_best: bool = False
+    """End the stage with the best weights instead of the last ones."""
+
+    @model_validator(mode="after")
+    def _monitor_is_measured(self) -> "ValidationConfig":
+        names = [evaluation.name for evaluation in self.evaluations]
+        if self.monitor is None:
+            if self.patience is not None or self.restore_best:
+                raise ValueError("`patience` and `restore_best` need `monitor`")
+        elif self.monitor.rpartition("/")[0] not in names:
+            raise ValueError(f"`monitor` must be EVALUATION/METRIC with one of {', '.join(names)}")
+        return self
+
+
+class EmaConfig(Section):
+    """Exponential moving average of all weights and running statistics (specification 9.2), saved beside them."""
+
+    decay: float = Field(default=0.9999, gt=0, lt=1)
+    start: int = Field(default=0, ge=0)
+    """Updates before this one are not averaged: the average is a copy of the weights until then."""
+    evaluate: bool = False
+    """Validate and evaluate the average instead of the weights."""
+
+
+class ParallelConfig(Section):
+    """How the processes of `torchrun` share the work."""
+
+    kind: Literal["auto", "none", "ddp", "fsdp"] = "auto"
+    """`auto` is DDP with several processes. `fsdp` (FSDP2) splits weights, gradients and moments between processes."""
+    find_unused: bool = True
+    """DDP looks for parameters without gradient at every update: false is faster where every trained one has some."""
+    reshard: bool = True
+    """FSDP2 gathers a layer again for the backward pass; false keeps it, and is needed by objectives that sample."""
 
 
 class TokenizerConfig(Section):
@@ -138,7 +288,7 @@ class TokenizerConfig(Section):
     num_bins: int = Field(default=100, ge=2)
 
 
-class RunConfig(Section):
+class RunConfig(Rooted):
     """A run: what to start from, what to learn, how to check it."""
 
     out: str
@@ -148,7 +298,7 @@ class RunConfig(Section):
     model: dict[str, Any] = Field(default_factory=dict)
     """Fields of `UnivalConfig`: all of them from scratch, or overrides (dropout, drop_path) of `init`."""
     processor: dict[str, Any] = Field(default_factory=dict)
-    """Fields of `UnivalProcessor`, when starting from scratch."""
+    """Fields of `UnivalProcessor`: from scratch, or overrides (media sizes) of `init`."""
     tokenizer: TokenizerConfig = TokenizerConfig()
     encoder_weights: dict[EncoderName, str] = Field(default_factory=dict)
     """Files that encoders start from when they join the model (the paper: ImageNet, Kinetics and AudioSet weights)."""
@@ -159,20 +309,48 @@ class RunConfig(Section):
     evaluations: list[EvaluationConfig] = Field(default_factory=list)
     """Run after training; results go to `evaluation.json`."""
     seed: int = 1
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """`auto` is bf16 autocast where the processor has bf16 matrix units, else fp32."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """`auto` is bf16 autocast where the device has bf16 matrix units, else fp32; fp16 scales the loss."""
+    ema: EmaConfig | None = None
+    """Average the weights."""
+    accumulation: int = Field(default=1, gt=0)
+    """Parts that the rows of a step are computed in, one after the other: less memory, the same update."""
+    parallel: ParallelConfig = ParallelConfig()
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` is a GPU when there is one."""
+    compile: bool = False
+    """Compile the Transformer layers with `torch.compile`."""
+    checkpoint_activations: bool = False
+    """Compute the inside of layers again in the backward pass: less memory, a third more time."""
     threads: int | None = None
     """Intra-op threads; by default all cores."""
     workers: int = Field(default=1, ge=0)
     """Processes that prepare batches."""
     log_every: int = Field(default=20, gt=0)
+    tensorboard: bool = False
+    """Write TensorBoard's files to `tensorboard/` beside the JSON lines; needs the extra `logging`."""
+    show_every: int | None = Field(default=None, gt=0)
+    """Show what the model writes for some of its training examples every so many steps; kept in `samples.jsonl`."""
+    show: int = Field(default=2, gt=0)
+    """How many examples of each group are shown."""
     checkpoint_every: int = Field(default=500, gt=0)
     """Steps between checkpoints."""
     keep_checkpoints: int = Field(default=2, ge=2)
     """How many checkpoints stay on disk."""
+    resume: str = "auto"
+    """`auto` goes on from the newest valid checkpoint of the run folder; a path starts a new run from that one."""
 
 
-class EvaluationSuite(Section):
+# Fields of `RunConfig` that say how a run is carried out, not what it learns: they may change when it is continued.
+EXECUTION = frozenset(
+    {
+        *("out", "accumulation", "parallel", "device", "compile", "checkpoint_activations", "threads", "workers"),
+        *("log_every", "tensorboard", "show_every", "show", "checkpoint_every", "keep_checkpoints", "resume"),
+    }
+)
+
+
+class EvaluationSuite(Rooted):
     """A file that only evaluates."""
 
     evaluations: list[EvaluationConfig] = Field(min_length=1)

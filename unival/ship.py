@@ -1,7 +1,7 @@
-"""Make a finished run the built-in model: `python -m unival.ship runs/pretrain-tiny`.
+"""Make a finished run the built-in model: `python -m unival.ship runs/pretrain-tiny runs/encoders/audio.safetensors`.
 
-Stores the weights as bf16, evaluates *those* weights on the held-out test split, and writes the model card from the
-measured numbers.
+Stores the weights as bf16, the audio encoder for fine-tuning beside them as fp16, evaluates *those* weights on the
+held-out test split, and writes the model card from the measured numbers.
 """
 
 import json
@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
-from unival.checkpoint import BUILT_IN, load_model, save_model
+from unival.checkpoint import BUILT_IN, BUILT_IN_ENCODERS, load_model, save_model
 from unival.config import load_config
 from unival.data.world import concepts
 from unival.errors import UserError
@@ -34,6 +35,8 @@ embedded world and writes captions, answers and boxes. It exists to show and tes
 - Made by `make pretrain-tiny` (`configs/pretrain/tiny.yaml`, seed {seed}): encoders trained with labels, embeddings
   aligned with names, {curriculum}.
 - Time of the curriculum: {minutes:.0f} minutes on this machine: {machine}, torch {torch}.
+- Beside it the package holds `unival-tiny-audio`, an encoder that knows the families of the training sounds; this model
+  has not heard it (`configs/demo/audio.yaml` joins them).
 - Weights: bf16 safetensors, {megabytes:.1f} MB; data and licences: `NOTICE`.
 
 Greedy decoding on the test split, whose concept combinations never occur in training
@@ -54,8 +57,8 @@ Accuracy by question type, beside always giving the most frequent answer:
 """
 
 
-def ship(run_dir: Path, destination: Path = BUILT_IN["unival-tiny"]) -> None:
-    """Write the built-in model from a finished run.
+def ship(run_dir: Path, audio_encoder: Path, destination: Path = BUILT_IN["unival-tiny"]) -> None:
+    """Write the built-in model from a finished run, and the built-in audio encoder.
 
     Raises:
         UserError: If the run is not finished.
@@ -63,6 +66,9 @@ def ship(run_dir: Path, destination: Path = BUILT_IN["unival-tiny"]) -> None:
     source = run_dir / "model"
     if not source.is_dir():
         raise UserError("the run has no model yet", where=str(run_dir), fix="finish it: make pretrain-tiny")
+    tensors = {key: tensor.half() for key, tensor in load_file(audio_encoder).items() if tensor.is_floating_point()}
+    BUILT_IN_ENCODERS["unival-tiny-audio"].parent.mkdir(exist_ok=True)
+    save_file(load_file(audio_encoder) | tensors, BUILT_IN_ENCODERS["unival-tiny-audio"])
     model, processor = load_model(source)
     save_model(destination, model, processor, torch.bfloat16)
     model, processor = load_model(destination)
@@ -112,4 +118,4 @@ def type_rows(results: dict[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    ship(Path(sys.argv[1]))
+    ship(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,60 +1,50 @@
-"""The one training loop: `unival train CONFIG [key=value ...]`, or `python -m unival.train CONFIG`.
+"""The one training loop: `unival train CONFIG [key=value ...]`, or `torchrun ... -m unival.train CONFIG ...`.
 
 Reading order: start or resume, stages, steps, evaluation. A stage builds its model (with the encoders that join), its
 optimiser and its stream; a step asks the stream for the batches of its number, sums the losses of the groups and
-updates. What is minimised is the stage's objective.
+updates. What is minimised is the stage's objective. Every process runs this file; the main one writes.
 """
 
-import inspect
 import json
 import platform
-import signal
+import shutil
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
+from torch import Tensor
 
 from unival import __version__
-from unival.checkpoint import (
-    TrainState,
-    load_bart,
-    load_encoder,
-    load_model,
-    load_training,
-    newest_valid,
-    quiet_transformers,
-    read_state,
-    resolve_model_dir,
-    restore_generator,
-    save_model,
-    save_training,
-)
+from unival.batch import Batch
+from unival.building import add_encoders, start
+from unival.check import check_run
+from unival.checkpoint import atomic_folder, load_model, save_model, write_model
 from unival.config import dump_config, load_config
-from unival.data.mixture import Stream, iterate
-from unival.errors import UserError, did_you_mean
+from unival.data.mixture import RowSlice, Stream, iterate, with_steps
+from unival.distributed import World, average_statistics, copy_full, full_state, join, sync_gradients, wrap
+from unival.ema import Ema, untied
+from unival.errors import UserError, run_cli
 from unival.evaluate import evaluate_all
-from unival.log import MetricsLog, console, progress
-from unival.model.audio import PannCNN
-from unival.model.configuration import UnivalConfig
+from unival.log import Means, Meter, MetricsLog, console, progress
+from unival.losses import Losses, autocast, autocast_dtype, sizes_ahead
+from unival.memory import warn_if_too_large
 from unival.model.modeling import UnivalForConditionalGeneration
 from unival.model.processing import UnivalProcessor
-from unival.model.tokenizer import load_bpe_tokenizer, train_tokenizer
-from unival.model.video import ResNeXt3D
 from unival.objectives.base import Objective, get_objective
-from unival.optim import build_optimizer, freeze, learning_rate, set_train_mode
-from unival.schema import EncoderName, RunConfig, StageConfig
+from unival.optim import LossScale, build_optimizer, clip_gradients, freeze, learning_rate, set_train_mode
+from unival.random_state import load_random, seed_process
+from unival.saving import TrainState, clean_up, load_moments, newest_valid, problem_with, read_state, save_training
+from unival.schema import EXECUTION, RunConfig
+from unival.stop import STOP, Interrupted, StopSignal
+from unival.validation import Watch, plain_copy, save_best, show_samples, validate
 
-NUM_TOKENIZER_ROWS = 500
 NUM_STATISTICS_ROWS = 1000
-
-
-class Interrupted(Exception):
-    """The run was asked to stop; its state is on disk."""
 
 
 def train(config: RunConfig, fresh: bool = False) -> Path:
@@ -68,41 +58,59 @@ def train(config: RunConfig, fresh: bool = False) -> Path:
     """
     run_dir = Path(config.out)
     torch.set_num_threads(config.threads or torch.get_num_threads())
-    prepare_run_dir(run_dir, config, fresh)
-    if not (run_dir / "model" / "model.safetensors").is_file():
-        run_stages(config, run_dir)
-    if config.evaluations and not (run_dir / "evaluation.json").is_file():
-        model, processor = load_model(run_dir / "model")
-        evaluate_all(model, processor, config.evaluations, run_dir)
+    with join(config.parallel, config.device) as world:
+        is_quiet, console.quiet = console.quiet, console.quiet or not world.is_main
+        try:
+            world.on_main(lambda: prepare_run_dir(run_dir, config, fresh))
+            if not world.on_main((run_dir / "model" / "model.safetensors").is_file):
+                run_stages(config, run_dir, world)
+            if config.evaluations and not world.on_main((run_dir / "evaluation.json").is_file):
+                folder = run_dir / ("ema" if config.ema is not None and config.ema.evaluate else "model")
+                model, processor = load_model(folder)
+                model.to(world.device)  # pyright: ignore[reportArgumentType]
+                evaluate_all(model, processor, config.evaluations, run_dir, world, folder)
+        finally:
+            console.quiet = is_quiet
     return run_dir / "model"
 
 
-def run_stages(config: RunConfig, run_dir: Path) -> None:
-    """Train every stage from the newest valid checkpoint on and write `model/`."""
-    torch.manual_seed(config.seed)
-    checkpoint, skipped = newest_valid(run_dir)
-    for line in skipped:
-        console.print(f"[yellow]{line}[/]")
+def run_stages(config: RunConfig, run_dir: Path, world: World) -> None:
+    """Train every stage from the newest valid checkpoint on and write `model/`, and `ema/` with averaging."""
+    config = with_steps(config)
+    checkpoint = world.on_main(lambda: find_checkpoint(config, run_dir))
+    seed_process(config.seed, 0)
+    averages: Mapping[str, Tensor] = {}
     if checkpoint is None:
         state = TrainState(stage=0, step=0, seconds=0.0)
         model, processor = start(config)
+        warn_if_too_large(model, config, world)
+        if not world.is_main:
+            seed_process(config.seed, world.rank)  # all began alike; from here on each has its own dropout
     else:
         state = read_state(checkpoint)
         model, processor = load_model(checkpoint / "model")
-        restore_generator(checkpoint)  # encoders that join at the next stage are drawn from it
+        restore_random(checkpoint, config, state, world)  # encoders that join at the next stage are drawn from it
+        if config.ema is not None and (checkpoint / "ema").is_dir():
+            averages = load_file(checkpoint / "ema" / "model.safetensors")
         console.print(f"resuming {run_dir} at stage {state.stage + 1}, step {state.step} ({checkpoint.name})")
     steps_before = np.concatenate([[0], np.cumsum([stage.steps for stage in config.stages])])
-    log = MetricsLog(run_dir / "metrics.jsonl", int(steps_before[state.stage]) + state.step)
+    first = int(steps_before[state.stage]) + state.step
+    log = MetricsLog(run_dir / "metrics.jsonl", first, config.tensorboard, world.is_main)
     for index in range(state.stage, len(config.stages)):
-        stage = config.stages[index]
         if state.step == 0:
-            model = add_encoders(model, stage, config.encoder_weights)
-        loop = StageLoop(config, index, model, processor, run_dir, int(steps_before[index]), log)
+            model = add_encoders(model, config.stages[index], config.encoder_weights)
+        loop = StageLoop(config, index, model, processor, run_dir, int(steps_before[index]), log, world, averages)
         if checkpoint is not None and state.step > 0:
-            load_training(checkpoint, loop.optimizer)
+            load_moments(checkpoint, loop.model, loop.optimizer)
+            restore_random(checkpoint, config, state, world)
         loop.run(state)
+        model, averages = loop.finish()
         state, checkpoint = TrainState(index + 1, 0, loop.seconds), None
-    save_model(run_dir / "model", model.eval(), processor)
+    if world.is_main:
+        if averages:
+            with atomic_folder(run_dir / "ema") as temporary:
+                write_model(temporary, model, processor, state=averages)
+        save_model(run_dir / "model", model.eval(), processor)
 
 
 class StageLoop:
@@ -117,211 +125,238 @@ class StageLoop:
         run_dir: Path,
         steps_before: int,
         log: MetricsLog,
+        world: World,
+        averages: Mapping[str, Tensor],
     ) -> None:
         self.config, self.index, self.stage = config, index, config.stages[index]
         self.model, self.processor, self.run_dir = model, processor, run_dir
-        self.steps_before, self.log = steps_before, log
+        self.steps_before, self.log, self.world = steps_before, log, world
+        model.to(world.device)  # pyright: ignore[reportArgumentType]
         freeze(model, self.stage)
-        self.optimizer = build_optimizer(model, self.stage.optim)
         objective = self.stage.objective
         self.objective: Objective = get_objective(objective.name, objective.args, processor, self.rows)
-        self.autocast = uses_bf16(config.precision)
-        self.seconds = 0.0
+        self.losses = self.parallel()
+        self.optimizer = build_optimizer(model, self.stage.optim)
+        self.ema = None if config.ema is None else Ema(model, config.ema, averages)
+        self.dtype = autocast_dtype(config.precision, world.device)
+        self.scale, self.watch = LossScale(), Watch(self.stage.validation, {})
+        self.means, self.meter = Means(), Meter()
+        self.seconds, self.wants_checkpoint, self.stopped_by = 0.0, False, 0
+
+    def parallel(self) -> torch.nn.Module:
+        """Return the losses of a step as a module that averages gradients over the processes."""
+        model, config = self.model, self.config
+        if config.checkpoint_activations:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        layers = [*model.encoder.layers, *model.decoder.layers]
+        for layer in layers if config.compile else ():
+            layer.compile(dynamic=True)
+        samples = hasattr(self.objective, "draw")
+        if samples and self.world.kind == "fsdp" and config.parallel.reshard:
+            raise UserError("FSDP2 cannot give up layers while an objective samples", fix="parallel.reshard=false")
+        return wrap(Losses(model, self.objective, samples), layers, self.world, config.parallel)
 
     def run(self, state: TrainState) -> None:
-        """Run the steps from `state.step` on, with checkpoints on the way."""
-        self.seconds = state.seconds
-        stage, start_time = self.stage, time.monotonic() - state.seconds
-        batches = iterate(stage, self.processor, self.config.seed, state.step, self.config.workers)
-        sums, counts = defaultdict(float), defaultdict(int)
-        with StopSignal() as stop, progress() as bar:
+        """Run the steps from `state.step` on, with validations and checkpoints on the way."""
+        config, stage, world = self.config, self.stage, self.world
+        optim = stage.optim
+        fp16 = {"value": optim.loss_scale, "window": optim.loss_scale_window} if self.dtype == torch.float16 else {}
+        self.scale, self.watch = LossScale(**(fp16 | dict(state.scale))), Watch(stage.validation, state.watch)
+        start_time = time.monotonic() - state.seconds
+        rows = RowSlice(world.rank, world.size, config.accumulation)
+        passes = iterate(stage, self.processor, config.seed, state.step, config.workers, rows)
+        with StopSignal() as self.stop, progress(world.is_main) as bar:
             row = bar.add_task(stage.name, total=stage.steps, completed=state.step, status="")
             for step in range(state.step, stage.steps):
-                for name, number in self.step(step, next(batches)).items():
-                    sums[name] += number
-                    counts[name] += 1
+                with self.meter.waiting():
+                    parts = [[batch.to(world.device) for batch in next(passes)] for _ in range(config.accumulation)]
+                self.means.add(self.step(step, parts))
                 self.seconds = time.monotonic() - start_time
-                total = self.steps_before + step + 1
-                if (step + 1) % self.config.log_every == 0 or step + 1 == stage.steps:
-                    means = {name: sums[name] / counts[name] for name in sums}
-                    self.log.write(total - 1, stage=stage.name, seconds=round(self.seconds, 2), **means)
-                    bar.update(row, status=" ".join(f"{k.removeprefix('loss/')} {v:.2f}" for k, v in shown(means)))
-                    sums.clear()
-                    counts.clear()
+                total, is_last = self.steps_before + step + 1, step + 1 == stage.steps
+                if (step + 1) % config.log_every == 0 or is_last:
+                    bar.update(row, status=self.write_log(total - 1))
                 bar.advance(row)
-                if stop.requested or ((step + 1) % self.config.checkpoint_every == 0 and step + 1 < stage.steps):
+                if config.show_every is not None and (step + 1) % config.show_every == 0:
+                    self.show(total, parts[0])
+                if stage.validation is not None and ((step + 1) % stage.validation.every == 0 or is_last):
+                    self.validate(total)
+                if is_last or self.watch.is_over:
+                    break
+                if (step + 1) % config.checkpoint_every == 0 or self.wants_checkpoint or self.stopped_by:
                     self.save(total, step + 1)
-                if stop.requested:
-                    raise Interrupted(f"stopped at step {total}; the same command continues")
-        self.save(self.steps_before + stage.steps, stage.steps)
+                self.stop_if_asked(total)
+            self.end()
+            self.agree([])
+            self.stop_if_asked(self.steps_before + stage.steps)
+
+    def step(self, step: int, parts: Sequence[Sequence[Batch]]) -> dict[str, float]:
+        """Make one update from the passes of this process, each one batch per group; groups have equal weight."""
+        optim, world = self.stage.optim, self.world
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(optim, step, self.stage.steps) * group["scale"]
+        set_train_mode(self.model, self.stage)
+        sizes = self.agree(sizes_ahead(self.objective, parts, step)) if len(parts) > 1 else None
+        means, value = Means(), 0.0
+        for number, batches in enumerate(parts):
+            sync_gradients(self.losses, number + 1 == len(parts))
+            with autocast(world, self.dtype):
+                values, own, logs = self.losses(batches, step)
+            sizes = self.agree(own) if sizes is None else sizes
+            # The backward pass averages over processes, which the sum of sizes has done already.
+            shares = [world.size * size / total / len(batches) for size, total in zip(own, sizes, strict=True)]
+            loss = torch.stack([loss * share for loss, share in zip(values, shares, strict=True)]).sum()
+            (loss * self.scale.value).backward()
+            value += loss.item()
+            for entries in logs:
+                means.add(entries)
+            self.meter.examples += sum(len(batch.examples) for batch in batches)
+        norm = clip_gradients(self.model.parameters(), optim.clip_norm, self.scale.value)
+        try:
+            self.scale.update(is_finite=bool(np.isfinite(norm)))
+        except FloatingPointError:
+            message = f"gradient norm is {norm} at step {step} of stage {self.stage.name}"
+            raise FloatingPointError(message) from None
+        if np.isfinite(norm):
+            self.optimizer.step()
+            average_statistics(self.model, world)
+            if self.ema is not None:
+                self.ema.update(self.model, self.steps_before + step)
+        self.optimizer.zero_grad(set_to_none=True)
+        return {"loss": value} | means.take() | {"grad_norm": norm, "lr": self.optimizer.param_groups[-1]["lr"]}
 
     def rows(self) -> list[Mapping[str, Any]]:
         """Return records of the first task of the stage, from the head of its stream."""
         stream = Stream(self.stage.groups[0].tasks[0], self.config.seed)
         return [stream.example(i, 0).record for i in range(min(NUM_STATISTICS_ROWS, stream.num_media))]
 
-    def step(self, step: int, batches: Sequence[Any]) -> dict[str, float]:
-        """Make one update from one batch per group; groups have equal weight."""
-        optim = self.stage.optim
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(optim, step, self.stage.steps) * group["scale"]
-        set_train_mode(self.model, self.stage)
-        logs: dict[str, float] = {}
-        for batch in batches:
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.autocast):
-                loss = self.objective(self.model, batch, step)
-            (loss.value / len(batches)).backward()
-            logs |= {"loss": logs.get("loss", 0.0) + loss.value.item() / len(batches)} | loss.logs
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, optim.clip_norm).item()
-        if not np.isfinite(norm):
-            raise FloatingPointError(f"gradient norm is {norm} at step {step} of stage {self.stage.name}")
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return logs | {"grad_norm": norm, "lr": self.optimizer.param_groups[-1]["lr"]}
+    def agree(self, sizes: Sequence[float]) -> list[float]:
+        """Return the sums of sizes over all processes, and learn with them which signals came to any process."""
+        wants, self.stop.wants_checkpoint = self.stop.wants_checkpoint, False
+        *sums, wants, interrupted, terminated = self.world.sum([*sizes, wants, *(self.stop.number == n for n in STOP)])
+        self.wants_checkpoint = wants > 0
+        self.stopped_by = STOP[0] if interrupted else STOP[1] if terminated else 0
+        return sums
 
-    def save(self, total: int, step: int) -> None:
-        """Write a training checkpoint that says which step comes next."""
-        is_last = step == self.stage.steps
-        state = TrainState(self.index + is_last, 0 if is_last else step, self.seconds)
-        keep = self.config.keep_checkpoints
-        save_training(self.run_dir, total, state, self.model, self.processor, self.optimizer, keep)
+    def stop_if_asked(self, total: int) -> None:
+        """Leave the run where a signal asked for it."""
+        if self.stopped_by:
+            raise Interrupted(f"stopped at step {total}; the same command continues", self.stopped_by)
+
+    def write_log(self, step: int) -> str:
+        """Write the means since the last row; return what fits in the progress line."""
+        means, speed = self.means.take(self.world.gather), self.meter.take(self.world.size)
+        self.log.write(step, stage=self.stage.name, seconds=round(self.seconds, 2), **means, **speed)
+        shown = [(k.removeprefix("loss/"), v) for k, v in means.items() if k.startswith(("loss/", "reward"))][:6]
+        rates = f"{speed['samples_per_second']:.0f}/s {speed['memory_gb']:.1f} GB"
+        return " ".join([*(f"{name} {value:.2f}" for name, value in shown), rates])
+
+    def validate(self, total: int) -> None:
+        """Score the model, and keep it if it is one of the best."""
+        config, validation = self.config, self.stage.validation
+        assert validation is not None
+        averages = None if self.ema is None else self.ema.tensors
+        is_averaged = averages is not None and config.ema is not None and config.ema.evaluate
+        judged = plain_copy(self.model, averages if averages and is_averaged else untied(self.model), self.world)
+        scores = validate(judged, self.processor, validation.evaluations, self.run_dir, self.world)
+        self.log.write(total - 1, stage=self.stage.name, **{f"validation/{k}": v for k, v in scores.items()})
+        console.print(f"step {total}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+        name = f"{self.stage.name}-step-{total:07d}"
+        if self.watch.take(scores, name):
+            states = {"model": full_state(untied(self.model), self.world)}
+            if averages is not None:
+                states["ema"] = full_state(averages, self.world)
+            best = self.run_dir / "best"
+            self.world.on_main(lambda: save_best(best, self.watch, name, states, self.model, self.processor))
+        if self.watch.is_over:
+            console.print(f"{self.stage.name} ends here: {self.watch.since_best} validations without a new best")
+
+    def show(self, total: int, batches: Sequence[Batch]) -> None:
+        """Print what the model writes for some examples of this step."""
+        plain = plain_copy(self.model, untied(self.model), self.world)
+        if self.world.is_main:
+            path = self.run_dir / "samples.jsonl"
+            show_samples(plain, self.processor, self.stage.groups, batches, self.config.show, path, total)
+
+    def save(self, total: int, step: int | None) -> None:
+        """Write a training checkpoint that says which step comes next; None is the first of the next stage."""
+        stage, step = (self.index + 1, 0) if step is None else (self.index, step)
+        is_over = step == 0
+        state = TrainState(
+            stage,
+            step,
+            self.seconds,
+            scale={} if is_over else asdict(self.scale),
+            watch={} if is_over else self.watch.state(),
+            world={"processes": self.world.size, "kind": self.world.kind, "accumulation": self.config.accumulation},
+        )
+        parts = self.model, self.processor, self.optimizer, self.config.keep_checkpoints, self.ema, self.world
+        save_training(self.run_dir, total, state, *parts)
+
+    def end(self) -> None:
+        """Take the best weights where the stage asks for them, and write its last checkpoint."""
+        validation = self.stage.validation
+        if validation is not None and validation.restore_best:
+            folder = self.run_dir / "best" / self.watch.best[0][1]
+            copy_full(untied(self.model), load_file(folder / "model" / "model.safetensors"))
+            if self.ema is not None:
+                copy_full(self.ema.tensors, load_file(folder / "ema" / "model.safetensors"))
+        self.save(self.steps_before + self.stage.steps, None)
+
+    def finish(self) -> tuple[UnivalForConditionalGeneration, Mapping[str, Tensor]]:
+        """Return the model as a module of its own, and the whole averages."""
+        averages = {} if self.ema is None else full_state(self.ema.tensors, self.world, everywhere=True)
+        if self.world.kind == "none":
+            return self.model, averages
+        return plain_copy(self.model, untied(self.model), self.world), averages
 
 
-class StopSignal:
-    """Turn SIGINT and SIGTERM into a request to stop after the current step; a second one stops at once."""
+def find_checkpoint(config: RunConfig, run_dir: Path) -> Path | None:
+    """Return the checkpoint to go on from, None to begin; say which damaged ones are passed over.
 
-    def __enter__(self) -> "StopSignal":
-        self.requested = False
-        self.previous = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
+    Raises:
+        UserError: If `resume` names a checkpoint that cannot be used.
+    """
+    clean_up(run_dir)
+    checkpoint, skipped = newest_valid(run_dir)
+    for line in skipped:
+        console.print(f"[yellow]{line}[/]")
+    if skipped:
+        console.print(f"[yellow]going on from {'the start' if checkpoint is None else checkpoint.name}[/]")
+    if checkpoint is None and config.resume != "auto":
+        checkpoint = Path(config.resume)
+        problem = problem_with(checkpoint) if checkpoint.is_dir() else "there is no such folder"
+        if problem is not None:
+            fix = "give a folder such as RUN/step-0000500, or `resume: auto`"
+            raise UserError(f"resume: this checkpoint cannot be used: {problem}", str(checkpoint), fix)
+    return checkpoint
 
-    def _handle(self, number: int, frame: object) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
 
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-
-def start(config: RunConfig) -> tuple[UnivalForConditionalGeneration, UnivalProcessor]:
-    """Load the initial model, or make one from scratch with its own tokenizer."""
-    if config.init is not None:
-        model, processor = load_model(config.init)
-        if config.model:
-            model = rebuild(model, config.model)
-        return model, processor
-    check_options(config.model, UnivalConfig().to_dict().keys() - {"vocab_size", "num_codes", "num_bins"})
-    refuse_unknown("processor", config.processor, list(inspect.signature(UnivalProcessor).parameters)[2:])
-    options = config.tokenizer
-    if options.path is not None:
-        old = UnivalProcessor.from_pretrained(resolve_model_dir(options.path), local_files_only=True)
-        tokenizer, num_bins = old.tokenizer, old.num_bins
-        num_codes = sum(token.startswith("<code_") for token in tokenizer.get_vocab())
+def restore_random(checkpoint: Path, config: RunConfig, state: TrainState, world: World) -> None:
+    """Restore this process's generators; with more processes than before, the new ones are seeded."""
+    path = checkpoint / f"random-{world.rank:05d}.safetensors"
+    if path.is_file():
+        load_random(path, world.device)
     else:
-        num_codes, num_bins = options.num_codes, options.num_bins
-        if options.bpe is not None:
-            tokenizer = load_bpe_tokenizer(options.bpe, num_codes, num_bins)
-        else:
-            tokenizer = train_tokenizer(corpus(config), options.num_words, num_codes, num_bins)
-    processor = UnivalProcessor(tokenizer, num_bins=num_bins, **config.processor)
-    sizes = {"vocab_size": len(tokenizer), "num_codes": num_codes, "num_bins": num_bins}
-    model = UnivalForConditionalGeneration(UnivalConfig(**sizes, **config.model))
-    if config.bart_weights is not None:
-        load_bart(model, config.bart_weights)
-    for name in config.encoder_weights.keys() & config.model.keys():
-        load_encoder(model, name, config.encoder_weights[name])
-    return model, processor
-
-
-def corpus(config: RunConfig) -> list[str]:
-    """Return the prompts and targets of the first rows of every task, to learn a vocabulary from."""
-    entries = [entry for stage in config.stages for group in stage.groups for entry in group.tasks]
-    texts = []
-    for stream in (Stream(entry, config.seed) for entry in entries):
-        examples = (stream.example(i, 0) for i in range(min(NUM_TOKENIZER_ROWS, stream.num_media)))
-        texts += [text for example in examples for text in (example.prompt, example.target)]
-        texts += getattr(stream.source, "vocabulary", [])
-    return texts
-
-
-def add_encoders(
-    model: UnivalForConditionalGeneration, stage: StageConfig, weights: Mapping[EncoderName, str]
-) -> UnivalForConditionalGeneration:
-    """Return a model with the encoders that join at a stage, from `weights` where given; all else is kept."""
-    for name in stage.add:
-        if name not in ("image_encoder", "video_encoder", "audio_encoder"):
-            raise UserError(f"add: {name!r} is not an encoder", fix="image_encoder, video_encoder or audio_encoder")
-    if stage.add:
-        model = rebuild(model, stage.add)
-    for name, path in weights.items():
-        if name in stage.add:
-            load_encoder(model, name, path)
-    return model
-
-
-def rebuild(model: UnivalForConditionalGeneration, changes: dict[str, Any]) -> UnivalForConditionalGeneration:
-    """Return a model with changed configuration fields and the same weights; only new encoders start fresh.
-
-    Raises:
-        UserError: If the changes touch the shape of an existing weight.
-    """
-    settings = model.config.to_dict()
-    check_options(changes, settings)
-    with quiet_transformers():
-        new = UnivalForConditionalGeneration(UnivalConfig.from_dict(settings | changes))
-    state, wanted = model.state_dict(), new.state_dict()
-    changed = [name for name, tensor in state.items() if name not in wanted or wanted[name].shape != tensor.shape]
-    if changed:
-        raise UserError(f"these model options change the shape of {len(changed)} weights", where=", ".join(changed[:5]))
-    new.load_state_dict(state, strict=False)
-    return new
-
-
-def check_options(options: Mapping[str, Any], known: Iterable[str]) -> None:
-    """Refuse options that a model or its encoders do not have; `transformers` would keep them without a word.
-
-    Raises:
-        UserError: If one is unknown.
-    """
-    refuse_unknown("model", options, known)
-    for name, encoder in (("video_encoder", ResNeXt3D), ("audio_encoder", PannCNN)):
-        refuse_unknown(name, options.get(name) or {}, inspect.signature(encoder).parameters)
-
-
-def refuse_unknown(what: str, options: Iterable[str], known: Iterable[str]) -> None:
-    """Raise a `UserError` for the first option that is not known."""
-    known = list(known)
-    for name in options:
-        if name not in known:
-            raise UserError(f"unknown {what} option {name!r}", fix=did_you_mean(name, known))
-
-
-def uses_bf16(precision: str) -> bool:
-    """Decide on bf16 autocast: `auto` only where the processor multiplies bf16 matrices in hardware."""
-    if precision != "auto":
-        return precision == "bf16"
-    capability = torch.backends.cpu.get_cpu_capability()
-    return "AMX" in capability or getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+        seed_process(config.seed, world.rank, state.stage * 10**9 + state.step)
 
 
 def prepare_run_dir(run_dir: Path, config: RunConfig, fresh: bool) -> None:
     """Create the run folder with the resolved configuration, or check that it holds the same one."""
     path = run_dir / "config.yaml"
     if path.is_file() and not fresh:
-        if load_config(path, [], RunConfig) != config:
+        old = load_config(path, [], RunConfig)
+        if old == config:
+            return
+        if old.model_copy(update={name: getattr(config, name) for name in EXECUTION}) != config:
             raise UserError(
                 "the run folder holds a run with another configuration",
                 where=str(path),
                 fix="choose another `out=...`, or start over with --fresh",
             )
-        return
-    if run_dir.is_dir() and fresh:
-        import shutil
-
-        shutil.rmtree(run_dir)
+    else:
+        check_run(config)  # before anything is deleted or written
+        if run_dir.is_dir() and fresh:
+            shutil.rmtree(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     dump_config(config, path)
     (run_dir / "versions.json").write_text(json.dumps(versions(), indent=1), encoding="utf-8")
@@ -340,15 +375,17 @@ def versions() -> dict[str, str]:
     }
 
 
-def shown(means: dict[str, float]) -> list[tuple[str, float]]:
-    """Return what fits in the progress line: per-task losses or rewards."""
-    return [(k, v) for k, v in means.items() if k.startswith(("loss/", "reward"))][:6]
-
-
-def main(config_path: str, overrides: Sequence[str] = (), fresh: bool = False) -> Path:
-    """Load a configuration and train."""
-    return train(load_config(config_path, list(overrides), RunConfig), fresh)
+def main(args: Sequence[str]) -> None:
+    """Train from a command line `CONFIG [key=value ...] [--fresh]`; `unival train` in one of several processes."""
+    given = [argument for argument in args if argument != "--fresh"]
+    if not given:
+        raise UserError("which configuration?", fix="python -m unival.train CONFIG [key=value ...]")
+    try:
+        train(load_config(given[0], given[1:], RunConfig), fresh="--fresh" in args)
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(stop.code)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    run_cli(lambda args: main(args))

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from soups.methods import get_method, method_names
-from soups.policies import Policies
-from soups.recipe import RecipeSection, parse_yaml
+from soups.recipes.file import RecipeSection, parse_yaml
+from soups.recipes.policies import Policies
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "merge_methods.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S))

@@ -93,6 +93,17 @@ def test_beams_are_used(model: str, files: Path, capsys: pytest.CaptureFixture[s
     assert result["prediction"] == direct("caption", num_beams=3)(files / "0.png")["prediction"]
 
 
+def test_a_file_closes_the_set_of_answers(
+    model: str, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "answers.txt").write_text("blue cup\nyes\n")
+    question = ["predict", "vqa", files / "0.png", "--text", "What is it", "--model", model, "--candidates"]
+    assert run(*question, tmp_path / "answers.txt", "--json") == 0
+    assert json.loads(capsys.readouterr().out)[0]["prediction"] in {"blue cup", "yes"}
+    assert run(*question, tmp_path / "none.txt") == 2
+    assert error_lines(capsys)[0] == "error: no such file of answers"
+
+
 def test_patterns_name_several_files_in_order(model: str, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("predict", "caption", files / "[0-9].png", "--model", model) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -18,15 +18,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests import tiny
-from unival.checkpoint import checkpoints, load_model, save_model
+from tests.ranks import hashes
+from unival.checkpoint import load_model, save_model
 from unival.config import dump_config
 from unival.errors import UserError
+from unival.saving import checkpoints
 from unival.schema import RunConfig
-from unival.train import Interrupted, StageLoop, add_encoders, train
+from unival.train import Interrupted, StageLoop, add_encoders, main, train
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = (5, 3)
-GOLDEN_LOSSES = [8.0797, 6.8469, 5.8650, 5.7943]
+MEASURED = {"seconds", "samples_per_second", "data_wait", "memory_gb"}
+GOLDEN_LOSSES = [8.7118, 6.8890, 6.1505, 5.4976]
 
 
 def config_of(out: Path, **changes: Any) -> RunConfig:
@@ -40,7 +43,7 @@ def weights(run_dir: Path) -> dict[str, Tensor]:
 def rows(run_dir: Path) -> list[dict[str, Any]]:
     """Return the rows of metrics.jsonl without what a clock wrote."""
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if k not in MEASURED} for line in lines]
 
 
 def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
@@ -117,8 +120,7 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(
     train(config)
     assert same(weights(tmp_path / "run"), weights(uninterrupted))
     assert rows(tmp_path / "run") == rows(uninterrupted)
-    last = "step-0000008/training.safetensors"
-    assert same(load_file(tmp_path / "run" / last), load_file(uninterrupted / last))
+    assert hashes(tmp_path / "run", "step-0000008") == hashes(uninterrupted, "step-0000008")
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_the_result_is_the_same(
@@ -128,13 +130,14 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_result_is_the_same(
     stop_at(4)
     with pytest.raises(Interrupted):
         train(config)
-    path = tmp_path / "run" / "step-0000004" / "training.safetensors"
+    path = tmp_path / "run" / "step-0000004" / "random-00000.safetensors"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
     stop_at(99)
     train(config)
-    assert "skipped step-0000004: training.safetensors is damaged" in " ".join(capsys.readouterr().err.split())
+    errors = " ".join(capsys.readouterr().err.split())
+    assert "skipped step-0000004: random-00000.safetensors is damaged going on from step-0000002" in errors
     assert same(weights(tmp_path / "run"), weights(uninterrupted))
 
 
@@ -315,7 +318,7 @@ def test_a_model_learns_six_captions_by_heart(tmp_path: Path, initial: Path, man
 
 
 @pytest.mark.slow
-def test_sigterm_writes_a_checkpoint_and_exits_with_130(tmp_path: Path) -> None:
+def test_sigterm_writes_a_checkpoint_and_exits_with_143(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     dump_config(RunConfig.model_validate(tiny.run_settings(run_dir, (2000, 1))), tmp_path / "config.yaml")
     command = [sys.executable, "-m", "unival.cli", "train", str(tmp_path / "config.yaml")]
@@ -325,9 +328,115 @@ def test_sigterm_writes_a_checkpoint_and_exits_with_130(tmp_path: Path) -> None:
             time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == 143
     assert "the same command continues" in errors
     assert "Traceback" not in errors
     newest = checkpoints(run_dir)[-1]
     assert f"step {int(newest.name.removeprefix('step-'))};" in errors
     assert json.loads((newest / "state.json").read_text())["step"] == int(newest.name.removeprefix("step-"))
+
+
+# ------------------------------------------------------------------------------------------- validation and extras
+def validated(out: Path, initial: Path, manifest: Path, stage: dict[str, Any], **changes: Any) -> RunConfig:
+    evaluation = {"name": "captions", "task": "caption", "source": {"manifest": str(manifest)}, "batch_size": 6}
+    validation = {"every": 1, "evaluations": [evaluation], "monitor": "captions/exact"} | stage.pop("validation", {})
+    return fine_tuning(out, initial, manifest, {"validation": validation} | stage, **changes)
+
+
+def test_a_stage_ends_when_patience_does_and_with_its_best_weights(
+    tmp_path: Path, initial: Path, manifest: Path
+) -> None:
+    validation = {"patience": 1, "restore_best": True, "keep_best": 1}
+    optim = {"lr": 1e-8, "schedule": "constant", "warmup_ratio": 0.0}  # learns nothing: the first is the best
+    stage = {"steps": 9, "validation": validation, "optim": optim}
+    train(validated(tmp_path / "run", initial, manifest, stage, ema={"decay": 0.5}))
+    found = rows(tmp_path / "run")
+    assert [row["step"] for row in found if "loss" in row] == [0, 1]
+    assert [row["step"] for row in found if "validation/captions/exact" in row] == [0, 1]
+    best = tmp_path / "run" / "best"
+    assert [path.name for path in best.iterdir()] == ["tune-step-0000001"]
+    assert same(weights(tmp_path / "run"), load_file(best / "tune-step-0000001" / "model" / "model.safetensors"))
+    averages = load_file(tmp_path / "run" / "ema" / "model.safetensors")
+    assert same(averages, load_file(best / "tune-step-0000001" / "ema" / "model.safetensors"))
+    assert not same(averages, weights(tmp_path / "run"))
+
+
+def test_validation_and_shown_samples_leave_training_as_it_is(tmp_path: Path, initial: Path, manifest: Path) -> None:
+    train(validated(tmp_path / "with", initial, manifest, {"steps": 2}, show_every=1, show=2))
+    train(fine_tuning(tmp_path / "without", initial, manifest, {"steps": 2}))
+    assert same(weights(tmp_path / "with"), weights(tmp_path / "without"))
+    samples = [json.loads(line) for line in (tmp_path / "with" / "samples.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in samples] == [1, 1, 2, 2]
+    assert set(samples[0]) == {"step", "task", "uid", "prompt", "target", "prediction"}
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_short_precision_learns_the_same_within_its_rounding(
+    tmp_path: Path, initial: Path, manifest: Path, precision: str
+) -> None:
+    train(fine_tuning(tmp_path / "run", initial, manifest, {"steps": 2}, precision=precision))
+    losses = [row["loss"] for row in rows(tmp_path / "run")]
+    assert losses == pytest.approx(GOLDEN_LOSSES[:2], rel=0.05)
+    assert {tensor.dtype for tensor in weights(tmp_path / "run").values()} == {torch.float32, torch.int64}
+
+
+def test_checkpointed_activations_change_nothing(tmp_path: Path, initial: Path, manifest: Path) -> None:
+    train(fine_tuning(tmp_path / "run", initial, manifest, {"steps": 2}, checkpoint_activations=True))
+    assert [row["loss"] for row in rows(tmp_path / "run")] == pytest.approx(GOLDEN_LOSSES[:2], rel=2e-3)
+
+
+@pytest.mark.slow
+def test_compiled_layers_compute_the_same(tmp_path: Path, initial: Path, manifest: Path) -> None:
+    train(fine_tuning(tmp_path / "run", initial, manifest, {"steps": 2}, compile=True))
+    assert [row["loss"] for row in rows(tmp_path / "run")] == pytest.approx(GOLDEN_LOSSES[:2], rel=2e-3)
+
+
+def test_sigusr1_writes_a_checkpoint_and_the_run_goes_on(
+    tmp_path: Path, initial: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = StageLoop.step
+
+    def signalled(self: StageLoop, number: int, *args: Any) -> dict[str, float]:
+        if number == 1:
+            signal.raise_signal(signal.SIGUSR1)
+        return step(self, number, *args)
+
+    monkeypatch.setattr(StageLoop, "step", signalled)
+    train(fine_tuning(tmp_path / "run", initial, manifest, {"steps": 4}))
+    assert [folder.name for folder in checkpoints(tmp_path / "run")] == ["step-0000002", "step-0000004"]
+
+
+def test_a_run_may_start_from_a_checkpoint_of_another(tmp_path: Path, initial: Path, manifest: Path) -> None:
+    first = fine_tuning(tmp_path / "one", initial, manifest, {"steps": 3}, checkpoint_every=2)
+    train(first)
+    checkpoint = tmp_path / "one" / "step-0000002"
+    train(first.model_copy(update={"out": str(tmp_path / "two"), "resume": str(checkpoint)}))
+    assert [row["step"] for row in rows(tmp_path / "two")] == [2]
+    assert same(weights(tmp_path / "two"), weights(tmp_path / "one"))
+    (checkpoint / "state.json").unlink()
+    with pytest.raises(UserError, match=r"resume: this checkpoint cannot be used: state\.json is missing"):
+        train(first.model_copy(update={"out": str(tmp_path / "three"), "resume": str(checkpoint)}))
+
+
+def test_a_continued_run_may_be_carried_out_in_another_way(tmp_path: Path, uninterrupted: Path) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(uninterrupted, run_dir)
+    train(config_of(run_dir, workers=1, log_every=7, accumulation=2))
+    with pytest.raises(UserError, match="another configuration"):
+        train(config_of(run_dir, precision="bf16"))
+
+
+def test_one_process_cannot_share_a_model(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"parallel\.kind is fsdp, but torchrun started no processes"):
+        train(config_of(tmp_path / "run", parallel={"kind": "fsdp"}))
+
+
+def test_the_command_of_torchrun_trains_and_reports_mistakes(tmp_path: Path, uninterrupted: Path) -> None:
+    with pytest.raises(UserError, match="which configuration"):
+        main([])
+    run_dir = tmp_path / "run"
+    shutil.copytree(uninterrupted, run_dir)
+    dump_config(config_of(run_dir), run_dir / "config.yaml")
+    main([str(run_dir / "config.yaml"), "log_every=3"])  # complete: nothing is left to do
+    with pytest.raises(UserError, match="log_evry"):
+        main([str(run_dir / "config.yaml"), "log_evry=3"])

@@ -10,10 +10,14 @@ from safetensors.torch import load_file
 
 from tests.parity import golden
 from tests.parity.golden import GOLDEN, HAS_GOLDEN, MISSING
+from tests.parity.test_golden_base import configuration
 from unival.convert import convert
+from unival.convert.arguments import complete, native_settings
 from unival.convert.layout import TABLES, check_fit, empty_model, infer_config, original_names, rebuild, shapes_of
 from unival.model.configuration import UnivalConfig
 from unival.model.modeling import UnivalForConditionalGeneration
+from unival.pickles.torch_file import read_torch_file
+from unival.pickles.values import plain
 
 pytestmark = pytest.mark.skipif(not HAS_GOLDEN, reason=MISSING)
 BASE: dict[str, Any] = {
@@ -111,6 +115,25 @@ def test_the_rebuilt_tables_are_the_originals() -> None:
         assert int(table.flatten()[-1]) == probe[name]["last"]
 
 
+# Arguments that a recorded run chose in another way than a model trained here.
+CHOSEN = {"data", "sample_patch_num", "num_frames", "hop_size", "cpu"}
+
+
+def test_arguments_of_a_model_trained_here_are_those_that_the_original_stores() -> None:
+    stored = plain(read_torch_file(GOLDEN / "tiny_checkpoint.pt").tree["cfg"])
+    ours = native_settings(configuration("base"), {})
+    assert set(ours["task"]) == set(stored["task"])  # its class of options refuses others
+    of_runs = {name for group, values in stored.items() if group not in ("model", "task") for name in values or ()}
+    frozen = {name for name in stored["model"] if name.startswith("freeze_")}  # written only when they are on
+    assert set(stored["model"]) - of_runs - frozen - {"criterion", "optimizer", "lr_scheduler", "scoring"} <= set(
+        ours["model"]
+    )
+    recorded = golden.read_json("configs.json")["base_image_video"]["model_args"]
+    differing = {name for name, value in ours["model"].items() if name in recorded and recorded[name] != value}
+    assert differing <= CHOSEN
+    assert set(complete(ours)) >= set(stored) - {"_name"}
+
+
 # --- the file of the trainer ------------------------------------------------------------------------------------------
 
 CHECKPOINT = "tiny_checkpoint_outputs"
@@ -176,7 +199,7 @@ def test_a_converted_checkpoint_goes_back_bit_for_bit(
 ) -> None:
     convert(converted, tmp_path / "back.pt", to="fairseq")
     back = torch.load(tmp_path / "back.pt", weights_only=False, mmap=True)
-    assert list(back) == list(original)
+    assert [*back, "last_optimizer_state"] == list(original)
     assert list(back["model"]) == list(original["model"])
     assert back["model"]._metadata == original["model"]._metadata
     for name, tensor in original["model"].items():

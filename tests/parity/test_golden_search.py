@@ -150,7 +150,7 @@ def picture_inputs(source: Tensor) -> dict[str, Tensor]:
 
 @pytest.mark.slow
 def test_search_in_a_range_finds_what_the_specification_lists(sine_model: UnivalForConditionalGeneration) -> None:
-    """Its searches over the whole vocabulary are left out: they do not agree, for a reason not found yet."""
+    """Its searches over the whole vocabulary, which ties decide, are in `test_golden_ties.py`."""
     options = SearchOptions(min_len=4, max_len_b=4, constraint_range=(58457, 59457))
     found = [row[0] for row in search(sine_model, picture_inputs(SOURCE), options)]
     assert [h.tokens for h in found] == [[58487, 58478, 58877, 59041, 2], [59037, 58722, 59427, 58491, 2]]

@@ -17,7 +17,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from soups.merge import merge
-from soups.recipe import load_recipe
+from soups.recipes.file import load_recipe
 from soups.state import open_checkpoint
 
 PYTHON = os.environ.get("SOUPS_MERGEKIT") or (sys.executable if importlib.util.find_spec("mergekit") else None)

@@ -1,4 +1,4 @@
-"""Checkpoints: what is written is what is read, damage is found, nothing is half written."""
+"""Model folders: what is written is what is read, nothing is half written."""
 
 import json
 import os
@@ -10,24 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from tests import tiny
-from unival.checkpoint import (
-    TrainState,
-    atomic_folder,
-    checkpoints,
-    digest,
-    load_model,
-    load_training,
-    newest_valid,
-    problem_with,
-    read_state,
-    resolve_model_dir,
-    save_model,
-    save_training,
-)
+from unival.checkpoint import atomic_folder, load_model, resolve_model_dir, save_model
 from unival.errors import UserError
 from unival.model.modeling import UnivalForConditionalGeneration
-from unival.optim import build_optimizer
-from unival.schema import OptimConfig
 
 
 @pytest.fixture(scope="module")
@@ -167,85 +152,3 @@ def test_a_model_of_other_sizes_is_refused(copy: Path) -> None:
 def test_a_folder_that_is_not_there_names_the_built_in_models() -> None:
     with pytest.raises(UserError, match=r"no such model folder: nowhere.*unival-tiny"):
         resolve_model_dir("nowhere")
-
-
-# --------------------------------------------------------------------------------------------------------- training
-def trained_once() -> tuple[UnivalForConditionalGeneration, torch.optim.AdamW]:
-    model = tiny.build_model(image_encoder=None, video_encoder=None, audio_encoder=None)
-    optimizer = build_optimizer(model, OptimConfig())
-    labels = torch.tensor([[5, 6, 2]])
-    model(input_ids=labels, labels=labels).loss.backward()
-    optimizer.step()
-    return model, optimizer
-
-
-@pytest.fixture
-def run_dir(tmp_path: Path) -> Path:
-    """Return a run folder with the checkpoints of steps 10 and 20; those of 5 were deleted."""
-    model, optimizer = trained_once()
-    for step in (5, 10, 20):
-        torch.manual_seed(step)
-        state = TrainState(stage=1, step=step, seconds=step / 2)
-        save_training(tmp_path, step, state, model, tiny.processor(), optimizer, keep=2)
-    return tmp_path
-
-
-def test_only_the_newest_checkpoints_are_kept(run_dir: Path) -> None:
-    assert [folder.name for folder in checkpoints(run_dir)] == ["step-0000010", "step-0000020"]
-    assert newest_valid(run_dir) == (run_dir / "step-0000020", [])
-    assert checkpoints(run_dir / "nowhere") == []
-    assert newest_valid(run_dir / "nowhere") == (None, [])
-
-
-def test_moments_generator_and_progress_are_restored(run_dir: Path) -> None:
-    model, optimizer = trained_once()
-    other = build_optimizer(model, OptimConfig())
-    state = load_training(run_dir / "step-0000020", other)
-    assert state == read_state(run_dir / "step-0000020") == TrainState(1, 20, 10.0)
-    expected = torch.Generator().manual_seed(20)
-    assert torch.equal(torch.rand(3), torch.rand(3, generator=expected))
-    ours, loaded = optimizer.state_dict(), other.state_dict()
-    assert ours["param_groups"] == loaded["param_groups"]
-    assert set(ours["state"]) == set(loaded["state"])
-    for index, moments in ours["state"].items():
-        assert {"exp_avg", "exp_avg_sq", "step"} == set(moments)
-        assert all(torch.equal(tensor, loaded["state"][index][key]) for key, tensor in moments.items())
-
-
-@pytest.mark.parametrize("name", ["model/model.safetensors", "training.safetensors", "state.json", "model/config.json"])
-def test_a_flipped_byte_is_found_and_the_older_checkpoint_used(run_dir: Path, name: str) -> None:
-    path = run_dir / "step-0000020" / name
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-    assert problem_with(path.parents[name.count("/")]) == f"{name} is damaged"
-    assert newest_valid(run_dir) == (run_dir / "step-0000010", [f"skipped step-0000020: {name} is damaged"])
-
-
-@pytest.mark.parametrize("content", [None, "", "[]", '{"state.json": 3}'])
-def test_a_damaged_or_missing_manifest_makes_a_checkpoint_invalid(run_dir: Path, content: str | None) -> None:
-    manifest = run_dir / "step-0000020" / "manifest.json"
-    manifest.unlink() if content is None else manifest.write_text(content)
-    folder, skipped = newest_valid(run_dir)
-    assert folder == run_dir / "step-0000010"
-    assert len(skipped) == 1
-
-
-def test_a_missing_file_makes_a_checkpoint_invalid(run_dir: Path) -> None:
-    (run_dir / "step-0000020" / "training.safetensors").unlink()
-    assert newest_valid(run_dir)[0] == run_dir / "step-0000010"
-
-
-def test_leftovers_of_killed_writes_are_not_checkpoints(run_dir: Path) -> None:
-    (run_dir / ".step-0000030.tmp-123").mkdir()
-    (run_dir / "step-0000010").rename(run_dir / ".step-0000010.old-9")
-    assert [folder.name for folder in checkpoints(run_dir)] == ["step-0000020"]
-
-
-def test_the_manifest_covers_every_file(run_dir: Path) -> None:
-    folder = run_dir / "step-0000020"
-    manifest = json.loads((folder / "manifest.json").read_text())
-    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    assert set(manifest) == files - {"manifest.json"}
-    assert manifest["state.json"] == digest(folder / "state.json")
-    assert manifest["state.json"]["bytes"] == (folder / "state.json").stat().st_size

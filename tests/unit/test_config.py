@@ -346,3 +346,20 @@ def test_a_union_of_sections_explains_the_member_that_fits_best() -> None:
         load_config(None, ["media={kind: image, num_px: x}"], Both)
     with pytest.raises(UserError, match=r"media: expected 'image', 'video'.*did you mean 'video'"):
         load_config(None, ["media={kind: vido}"], Both)
+
+
+def test_a_section_of_numbers_changes_items_of_a_list(tmp_path: Path) -> None:
+    write(tmp_path / "base.yaml", "stages: [{num_steps: 1, optim: {lr: 0.1}}, {num_steps: 2}]")
+    write(tmp_path / "part.yaml", "stages: {0: {optim: {schedule: cosine}}}")
+    top = write(tmp_path / "a.yaml", "extends: [base.yaml, part.yaml]\nstages: {1: {num_steps: 5}}")
+    stages = [Stage(num_steps=1, optim=Optim(lr=0.1, schedule="cosine")), Stage(num_steps=5)]
+    assert load_config(top, [], Run).stages == stages
+    with pytest.raises(UserError, match=r"'stages' is a list and has no item '2'.*b\.yaml.*valid items: 0 to 1"):
+        load_config(write(tmp_path / "b.yaml", "extends: base.yaml\nstages: {2: {num_steps: 5}}"), [], Run)
+
+
+def test_an_error_in_a_changed_item_names_the_file_that_changed_it(tmp_path: Path) -> None:
+    write(tmp_path / "base.yaml", "stages: [{num_steps: 1}]")
+    top = write(tmp_path / "a.yaml", "extends: base.yaml\nstages: {0: {num_steps: many}}")
+    with pytest.raises(UserError, match=r"stages\.0\.num_steps: expected a whole number, got 'many' \[.*a\.yaml\]"):
+        load_config(top, [], Run)

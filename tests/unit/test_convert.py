@@ -129,7 +129,7 @@ def test_a_file_becomes_a_folder_that_computes_the_same_and_goes_back(tmp_path: 
     assert vars(back["cfg"]["model"]) == SETTINGS | {"resnet_model_path": None}
     assert back["optimizer_history"][-1]["num_updates"] == 7
     assert back["extra_state"]["train_iterator"] == {"epoch": 3}
-    assert back["last_optimizer_state"] is None
+    assert "last_optimizer_state" not in back  # as in files that were saved without it
     assert (tmp_path / "back.pt").stat().st_size < 2 * source.stat().st_size
 
     convert(tmp_path / "back.pt", tmp_path / "again")
@@ -293,6 +293,22 @@ def test_a_tokenizer_of_another_size_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the tokenizer has"):
         convert(save(tmp_path / "x.pt", contents(state)), tmp_path / "folder", tokenizer=str(tmp_path / "own"))
     assert not (tmp_path / "folder").exists()
+
+
+def test_the_tokenizer_of_bart_will_do_where_it_brings_its_own_file(tmp_path: Path) -> None:
+    """A folder of `facebook/bart-base` has a `tokenizer.json` of its own, without codes and bins."""
+    own = json.loads(tiny.processor().tokenizer.backend_tokenizer.to_str())
+    added = [token["content"] for token in own["added_tokens"]]
+    own["added_tokens"] = [token for token in own["added_tokens"] if not token["content"].startswith(("<code", "<bin"))]
+    bart = tmp_path / "bart"
+    bart.mkdir()
+    (bart / "tokenizer.json").write_text(json.dumps(own), encoding="utf-8")
+    assert sum(token.startswith("<code") for token in added) == tiny.NUM_CODES
+    source = save(tmp_path / "x.pt", contents(state_of(build())))
+    convert(source, tmp_path / "folder", tokenizer=str(bart))
+    _, processor = load_model(tmp_path / "folder")
+    assert processor.encode(tiny.TEXTS) == tiny.processor().encode(tiny.TEXTS)
+    assert processor.encode(["<bin_3> <code_2>"]) == tiny.processor().encode(["<bin_3> <code_2>"])
 
 
 def test_the_card_names_the_source_and_shows_nothing_that_a_file_says_unfiltered(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from unival.errors import UserError
-from unival.metrics.iou import SIZES, box_accuracy, box_area, box_iou, parse_box, size_mask
+from unival.metrics.iou import SIZES, accuracy_by_size, box_accuracy, box_area, box_iou, parse_box, size_mask
 
 
 def test_iou_worked_by_hand() -> None:
@@ -79,3 +79,29 @@ def test_wrong_input_is_a_user_error() -> None:
         box_accuracy(box, box, 50)
     with pytest.raises(UserError, match="no sample"):
         box_accuracy([], [])
+
+
+def test_both_denominators_of_size_classes_are_named() -> None:
+    # Areas 100, 40,000 and 160,000; the first two are found, the third is missed; a fourth is small and missed.
+    references = [[0, 0, 10, 10], [0, 0, 200, 200], [0, 0, 400, 400], [0, 0, 10, 10]]
+    boxes = [[0, 0, 10, 10], [0, 0, 200, 190], [0, 0, 10, 10], [50, 50, 60, 60]]
+    found = accuracy_by_size(boxes, references)
+    assert found == {
+        "small_of_class": 0.5,
+        "small_of_all": 0.25,
+        "small_count": 2,
+        "medium_of_class": 1.0,
+        "medium_of_all": 0.25,
+        "medium_count": 1,
+        "large_of_class": 0.0,
+        "large_of_all": 0.0,
+        "large_count": 1,
+    }
+    shares = sum(found[f"{size}_of_all"] for size in ("small", "medium", "large"))
+    assert shares == box_accuracy(boxes, references).value
+
+
+def test_a_class_without_samples_has_no_accuracy_of_its_own() -> None:
+    found = accuracy_by_size([[0, 0, 10, 10]], [[0, 0, 10, 10]], threshold=0.9)
+    assert (found["small_of_class"], found["large_of_all"], found["large_count"]) == (1.0, 0.0, 0)
+    assert "large_of_class" not in found

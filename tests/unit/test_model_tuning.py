@@ -8,11 +8,12 @@ import torch
 from torch.nn import functional as F
 
 from tests import tiny
+from unival.building import rebuild
 from unival.checkpoint import load_model, save_model
 from unival.errors import UserError
 from unival.model.layers import Attention, EncoderLayer
 from unival.model.modeling import UnivalForConditionalGeneration
-from unival.model.tuning import Adapter, PrefixEncoder, TwinAdapter
+from unival.model.tuning import Adapter, LowRankLinear, PrefixEncoder, TwinAdapter
 from unival.optim import build_optimizer, freeze
 from unival.schema import OptimConfig, StageConfig
 
@@ -174,3 +175,30 @@ def test_lora_trains_merges_and_changes_every_path(tmp_path: Path) -> None:
     merged = again.merge_and_unload()
     torch.testing.assert_close(logits(merged), tuned, atol=1e-4, rtol=1e-4)
     assert torch.equal(merged.generate(input_ids=PROMPT, **options), found)
+
+
+def test_low_rank_updates_are_small_matrices_beside_the_queries_and_values() -> None:
+    layer, x = LowRankLinear(6, 4, rank=2, alpha=8.0).double(), torch.randn(3, 6).double()
+    assert torch.equal(layer(x), x @ layer.weight.T + layer.bias)  # nothing at first
+    torch.nn.init.normal_(layer.lora_B)
+    matrix = layer.weight + 4.0 * layer.lora_B @ layer.lora_A
+    torch.testing.assert_close(layer(x), x @ matrix.T + layer.bias, atol=1e-12, rtol=1e-12)
+
+
+def test_low_rank_updates_join_a_model_and_change_every_path_once_trained(tmp_path: Path) -> None:
+    model = rebuild(tiny.build_model(), {"lora_rank": 2})
+    assert new_names(lora_rank=2) == set(model.state_dict()) - set(tiny.model().state_dict())
+    assert len(new_names(lora_rank=2)) == 2 * 2 * (2 + 2 * 2)  # two matrices for q and v of two layers' attentions
+    assert torch.equal(logits(model.eval()), logits(tiny.model()))
+    freeze(model, stage(train_only=["*.lora_"]))
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert set(trained) == new_names(lora_rank=2)
+    logits(model).square().sum().backward()
+    for name, parameter in trained.items():  # the first factor gets none while the second is zero
+        assert parameter.grad is not None, name
+        assert parameter.grad.any() == name.endswith("lora_B"), name
+    save_model(tmp_path / "model", model, tiny.processor())
+    again, _ = load_model(tmp_path / "model")
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
+    # Mapped weights lie elsewhere in memory, which changes the order of float32 sums.
+    torch.testing.assert_close(logits(again.eval()), logits(model.eval()), atol=1e-4, rtol=1e-4)

@@ -22,7 +22,7 @@ from unival.objectives._policy import PolicyObjective
 from unival.objectives._sampling import Drawn, is_random, sample
 from unival.objectives.base import get_objective
 from unival.objectives.cross_entropy import Objective as CrossEntropy
-from unival.objectives.cross_entropy import symmetric_divergence
+from unival.objectives.cross_entropy import confidences, symmetric_divergence
 from unival.objectives.grpo import Objective as Grpo
 from unival.objectives.reward_weighted import Objective as RewardWeighted
 from unival.objectives.reward_weighted import rescaled
@@ -238,8 +238,17 @@ def test_targets_outside_the_constraint_range_and_wrong_confidences_are_refused(
         CrossEntropy(tiny.processor(), constraint_range=[5, 8])(model, table_batch())
     with pytest.raises(UserError, match="constraint_range is 5, 9"):
         CrossEntropy(tiny.processor(), constraint_range=[5, 9])(model, table_batch())
+    batch = table_batch()
+    batch.examples[1].record["answers"] = ["cat"]  # type: ignore[index]
     with pytest.raises(UserError, match="'conf' is None, not a positive number"):
-        CrossEntropy(tiny.processor(), confidence="conf")(model, table_batch())
+        CrossEntropy(tiny.processor(), confidence="conf")(model, batch)
+
+
+def test_a_list_of_confidences_counts_by_its_largest_and_a_row_without_answers_fully() -> None:
+    batch = table_batch()
+    batch.examples[0].record.clear()  # type: ignore[attr-defined]
+    batch.examples[1].record.update(answers=["cat", "dog"], confidence=[0.6, 0.3])  # type: ignore[attr-defined]
+    assert confidences(batch, "confidence").tolist() == pytest.approx([1.0, 0.6])
 
 
 def batch_of(modality: Modality) -> Batch:

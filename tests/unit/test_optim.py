@@ -7,7 +7,7 @@ import torch
 
 from tests import tiny
 from unival.errors import UserError
-from unival.optim import build_optimizer, freeze, learning_rate, set_train_mode
+from unival.optim import LossScale, build_optimizer, clip_gradients, freeze, learning_rate, set_train_mode
 from unival.schema import OptimConfig, StageConfig
 
 
@@ -101,3 +101,37 @@ def test_batch_norm_statistics_stay_when_asked(is_frozen: bool) -> None:
     assert changed == ([] if is_frozen else list(before))
     assert model.training
     assert model.decoder.layers[0].residual.training
+
+
+# --------------------------------------------------------------------------------------------- clipping and loss scale
+def with_gradients(*gradients: float) -> list[torch.nn.Parameter]:
+    parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in gradients]
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = torch.tensor([gradient])
+    return [*parameters, torch.nn.Parameter(torch.zeros(1))]  # the last one had no gradient
+
+
+def test_gradients_are_divided_by_the_scale_then_clipped_together() -> None:
+    parameters = with_gradients(3.0 * 64, 4.0 * 64)
+    assert clip_gradients(parameters, max_norm=1.0, scale=64.0) == pytest.approx(5.0)
+    assert [p.grad.item() for p in parameters[:2] if p.grad is not None] == pytest.approx([0.6, 0.8], rel=1e-5)
+    parameters = with_gradients(0.3, 0.4)
+    assert clip_gradients(parameters, max_norm=1.0) == pytest.approx(0.5)
+    assert parameters[0].grad is not None
+    assert parameters[0].grad.item() == pytest.approx(0.3)
+
+
+def test_the_loss_scale_halves_at_an_overflow_and_doubles_after_a_window() -> None:
+    scale = LossScale(value=128.0, window=3)
+    values = []
+    for is_finite in (True, True, False, True, True, True, True):
+        scale.update(is_finite)
+        values.append(scale.value)
+    assert values == [128, 128, 64, 64, 64, 128, 128]
+
+
+def test_without_scale_or_at_its_smallest_a_gradient_that_is_not_finite_is_an_error() -> None:
+    with pytest.raises(FloatingPointError):
+        LossScale().update(is_finite=False)
+    with pytest.raises(FloatingPointError):
+        LossScale(value=2**-14, window=9).update(is_finite=False)

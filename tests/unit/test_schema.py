@@ -15,7 +15,12 @@ from unival.tasks.base import get_task
 from unival.yaml12 import parse_yaml, write_yaml
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-FILES = sorted(CONFIGS.rglob("*.yaml"))
+# Studies and merges have schemas and tests of their own; a name with _ in front is only extended.
+FILES = sorted(
+    path
+    for path in CONFIGS.rglob("*.yaml")
+    if path.parent.name not in {"soups", "merge"} and not path.name.startswith("_")
+)
 TASK = {"task": "caption", "source": {"world": "train"}}
 STAGE = {"name": "a", "steps": 1, "groups": [{"rows": 1, "tasks": [TASK]}]}
 
@@ -28,7 +33,7 @@ def test_every_configuration_fits_and_names_things_that_exist(path: Path, tmp_pa
         run = {"extends": f"model/{path.name}", "out": "runs/any", "stages": [STAGE]}
         assert load_config(write(tmp_path, run), [], RunConfig).model
         return
-    config = load_config(path, [], RunConfig if "stages" in settings else EvaluationSuite)
+    config = load_config(path, [], RunConfig if "out" in settings else EvaluationSuite)
     entries: list[Any] = list(config.evaluations)
     if isinstance(config, RunConfig):
         entries += [entry for stage in config.stages for group in stage.groups for entry in group.tasks]
@@ -51,7 +56,7 @@ def test_a_configuration_survives_writing_and_reading(tmp_path: Path) -> None:
 def test_a_source_is_the_world_or_a_manifest() -> None:
     assert SourceConfig(world="test").manifest is None
     for both in ({}, {"world": "test", "manifest": "rows.jsonl"}):
-        with pytest.raises(ValidationError, match="exactly one of `world` and `manifest`"):
+        with pytest.raises(ValidationError, match="exactly one of `world`, `manifest`"):
             SourceConfig.model_validate(both)
     with pytest.raises(ValidationError, match="world"):
         SourceConfig.model_validate({"world": "tset"})
@@ -73,7 +78,7 @@ def test_a_source_is_the_world_or_a_manifest() -> None:
         (OptimConfig, {"clip_norm": -1.0}),
         (RunConfig, {"out": "x", "stages": []}),
         (RunConfig, {"out": "x", "stages": [STAGE], "keep_checkpoints": 1}),
-        (RunConfig, {"out": "x", "stages": [STAGE], "precision": "fp16"}),
+        (RunConfig, {"out": "x", "stages": [STAGE], "precision": "fp8"}),
         (RunConfig, {"stages": [STAGE]}),
         (EvaluationSuite, {"evaluations": []}),
     ],

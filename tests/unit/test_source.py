@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unival.data.source import ManifestRows, open_source, permutation
+from unival.data.manifest import ManifestRows
+from unival.data.source import open_source
 from unival.data.world_rows import CONTENTS
 from unival.errors import UserError
 from unival.schema import SourceConfig
@@ -39,7 +40,7 @@ def test_lines_end_at_line_feeds_only(tmp_path: Path) -> None:
     [
         (['{"uid": "1"}', '{"uid": 2,'], r"not a JSON line.*rows\.jsonl:2:\d+"),
         (["[1, 2]"], r"must be a JSON object.*rows\.jsonl:1"),
-        ([{"image": None}], r"image must be a path, got null.*rows\.jsonl:1"),
+        ([{"image": None}], r"a medium must be a path or a range of a file, got null.*rows\.jsonl:1"),
         ([], "has no rows"),
         (["", "  "], "has no rows"),
     ],
@@ -62,7 +63,7 @@ def test_rows_share_a_medium_only_if_it_is_the_same_file(tmp_path: Path) -> None
     ids = []
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-        row = {"image": "1.png", "audio": "../silence.wav", "captions": ["a"]}
+        row = {"image": "1.png", "audio": "silence.wav", "captions": ["a"]}
         rows = ManifestRows(write(tmp_path / folder / "rows.jsonl", row, row | {"image": "2.png"}, row))
         ids += [get_task("caption").example(row).media_id for row in rows]
     assert ids[0] == ids[2]
@@ -89,10 +90,9 @@ def test_world_rows_are_pure_functions_of_their_number(pair: tuple[str, str], sp
         first[len(first)]
 
 
-@pytest.mark.parametrize("name", task_names())
+@pytest.mark.parametrize("name", sorted({content for _, content in CONTENTS} & set(task_names())))
 def test_world_rows_suit_the_task_of_their_name(name: str) -> None:
     modalities = [modality for modality in ("image", "video", "audio") if (modality, name) in CONTENTS]
-    assert modalities
     for modality in modalities:
         task = get_task(name, {"modality": modality})
         source = open_source(SourceConfig(world="test", limit=4), name, task.modality)
@@ -137,10 +137,3 @@ def test_options_and_seeds_make_other_scenes() -> None:
         for options in ({}, {"seed": 1}, {"seed": 2})
     ]
     assert len(set(captions)) > 1
-
-
-def test_an_epoch_is_a_permutation_that_depends_on_seed_and_epoch() -> None:
-    orders = [tuple(permutation(20, seed, epoch)) for seed, epoch in ((1, 0), (1, 1), (2, 0))]
-    assert all(sorted(order) == list(range(20)) for order in orders)
-    assert len(set(orders)) == 3
-    assert tuple(permutation(20, 1, 0)) == orders[0]

@@ -55,6 +55,24 @@ def test_both_formats_give_the_same_tokenizer(tmp_path: Path) -> None:
     assert load_bpe_tokenizer(folder, 3, 5).backend_tokenizer.to_str() == first.backend_tokenizer.to_str()
 
 
+@pytest.mark.parametrize("as_pairs", [True, False])
+def test_barts_own_tokenizer_file_gives_the_same_tokenizer(tmp_path: Path, as_pairs: bool) -> None:
+    """Folders that newer versions of `transformers` save hold nothing else; merges are texts or pairs."""
+    first = load_bpe_tokenizer(write_fairseq(tmp_path / "fairseq"), 3, 5)
+    vocab = {token: number for token, number in first.get_vocab().items() if not token.startswith(("<code", "<bin"))}
+    merges = [merge.split(" ") if as_pairs else merge for merge in MERGES]
+    content = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": vocab, "merges": merges}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    assert load_bpe_tokenizer(tmp_path, 3, 5).backend_tokenizer.to_str() == first.backend_tokenizer.to_str()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"model": {"vocab": [], "merges": []}}', '{"model": 3}'])
+def test_a_damaged_tokenizer_file_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(UserError, match="the BPE files cannot be read"):
+        load_bpe_tokenizer(tmp_path)
+
+
 def test_further_fillers_of_barts_own_dictionary_are_cut_off(tmp_path: Path) -> None:
     short = load_bpe_tokenizer(write_fairseq(tmp_path / "short"), 3, 5)
     long = load_bpe_tokenizer(write_fairseq(tmp_path / "long", fillers=900), 3, 5)

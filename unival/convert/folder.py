@@ -14,8 +14,9 @@ from transformers import PreTrainedTokenizerFast
 
 from unival import __version__
 from unival.checkpoint import atomic_folder, digest, quiet_transformers, resolve_model_dir
+from unival.convert.arguments import native_settings
 from unival.convert.layout import EMBEDDING, TIED, empty_model, original_names, shapes_of
-from unival.convert.original import Original, native_settings
+from unival.convert.original import Original
 from unival.errors import UserError
 from unival.model.configuration import UnivalConfig
 from unival.model.processing import UnivalProcessor
@@ -59,7 +60,7 @@ def write_folder(original: Original, folder: Path, tokenizer: str | None) -> dic
     Args:
         original: What to write.
         folder: Must not exist, or be empty.
-        tokenizer: Folder of the BPE files, or one with `tokenizer.json`; None leaves the tokenizer out.
+        tokenizer: Folder of a converted model or of BART's files (`load_bpe_tokenizer`); None leaves the tokenizer out.
 
     Raises:
         UserError: If the folder holds something, or the tokenizer does not belong to the model.
@@ -105,11 +106,7 @@ def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
 def _make_processor(original: Original, folder: str) -> UnivalProcessor:
     """Make the processor that the stored settings describe, with the original's way of cutting clips and sound."""
     config, settings = original.config, original.settings
-    if (Path(folder) / "tokenizer.json").is_file():
-        with quiet_transformers():
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    else:
-        tokenizer = load_bpe_tokenizer(folder, config.num_codes, config.num_bins)
+    tokenizer = _load_tokenizer(folder, config)
     if len(tokenizer) != config.vocab_size:
         raise UserError(
             f"the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}",
@@ -136,6 +133,16 @@ def _make_processor(original: Original, folder: str) -> UnivalProcessor:
         audio_int16=settings.get("audio_sample_rate") is not True,
         **(IMAGENET if settings.get("imagenet_default_mean_and_std") is True else {}),
     )
+
+
+def _load_tokenizer(folder: str, config: UnivalConfig) -> PreTrainedTokenizerFast:
+    """Load a whole tokenizer of this model, or make one of BART's files."""
+    if (Path(folder) / "tokenizer.json").is_file():
+        with quiet_transformers():
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        if len(tokenizer) == config.vocab_size:
+            return tokenizer
+    return load_bpe_tokenizer(folder, config.num_codes, config.num_bins)
 
 
 def _positive(value: Any, default: int) -> int:

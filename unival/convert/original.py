@@ -1,10 +1,8 @@
 """Read and write checkpoint files of the original (specification section 9)."""
 
 import argparse
-import contextlib
-import os
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,20 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unival.atomic import replacing
+from unival.convert.arguments import PATHS, complete, native_settings
 from unival.convert.layout import COUNTER, EMBEDDING, TIED, check_fit, empty_model, infer_config, rebuild, shapes_of
 from unival.errors import UserError
 from unival.model.configuration import UnivalConfig
 from unival.model.modeling import UnivalForConditionalGeneration
 from unival.pickles.torch_file import StoredTensor, read_torch_file, tensors_of
 from unival.pickles.values import StateDict, plain
-
-# Groups that the original's configuration has beside the ones that we fill; it looks them up by name.
-GROUPS = (
-    *("common", "common_eval", "distributed_training", "dataset", "optimization", "checkpoint", "bmuf", "generation"),
-    *("eval_lm", "interactive", "model", "task", "criterion", "optimizer", "lr_scheduler", "scoring", "ema"),
-)
-# Files that the original opens when it builds the model; the checkpoint has their weights.
-PATHS = ("resnet_model_path", "video_model_path", "audio_model_path")
 
 
 @dataclass(slots=True)
@@ -37,7 +29,7 @@ class Original:
         tensors: Our model's tensors by name, the embedding once.
         extra: What the file holds beside them and sizes do not give: classification heads, differing copies.
         order: All names of the file, in order.
-        record: The rest of the file as plain data: `cfg`, `optimizer_history`, `extra_state`, `versions`.
+        record: The rest of the file as plain data: `cfg` or `args`, `optimizer_history`, `extra_state`, `versions`.
         source: Where it came from, for the model card.
         notes: What a person should know.
     """
@@ -63,12 +55,13 @@ class Original:
     @property
     def settings(self) -> dict[str, Any]:
         """Return the stored command-line arguments, of the task and of the model, in one dictionary."""
-        return merge_settings(self.record.get("cfg"))
+        return merge_settings(self.record)
 
 
-def merge_settings(cfg: Any) -> dict[str, Any]:
-    """Flatten the groups of a configuration that describe the model; anything else gives an empty dictionary."""
-    groups = cfg if isinstance(cfg, Mapping) else {}
+def merge_settings(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Flatten the groups of a stored configuration that describe the model; without one, take the old `args`."""
+    cfg = record.get("cfg")
+    groups = cfg if isinstance(cfg, Mapping) else {"model": record.get("args")}
     found = [groups.get(name) for name in ("task", "model")]
     return {key: value for group in found if isinstance(group, Mapping) for key, value in group.items()}
 
@@ -92,7 +85,7 @@ def read_original(path: Path, is_ema: bool = False) -> Original:
         record = _read_record(tree, state)
     except ValueError as error:
         raise UserError(f"the configuration in the file is unusable: {error}", where=where) from None
-    settings = merge_settings(record["cfg"])
+    settings = merge_settings(record)
     shapes = {name: tensor.shape for name, tensor in stored.items()}
     config = infer_config(shapes, settings, where)
     model = empty_model(config)
@@ -127,15 +120,13 @@ def _find_state(tree: Mapping[Any, Any], is_ema: bool, where: str) -> Mapping[An
 
 
 def _read_record(tree: Mapping[Any, Any], state: Mapping[Any, Any]) -> dict[str, Any]:
-    cfg = plain(tree.get("cfg"))
-    if not isinstance(cfg, dict):  # files before fairseq 1.0 have one Namespace for everything
-        args = plain(tree.get("args"))
-        cfg = {"model": args} if isinstance(args, dict) else None
+    cfg, args = plain(tree.get("cfg")), plain(tree.get("args"))  # before fairseq 1.0: one Namespace for everything
     extra = tree.get("extra_state")
     kept = ("epoch", "previous_training_time", "train_iterator", "val_loss", "best")
     history = tree.get("optimizer_history")
     return {
-        "cfg": cfg,
+        "cfg": cfg if isinstance(cfg, dict) else None,
+        "args": args if isinstance(args, dict) else None,
         "optimizer_history": plain(history) if isinstance(history, list) else None,
         "extra_state": {key: plain(extra[key]) for key in kept if key in extra} if isinstance(extra, dict) else {},
         "versions": plain(state._metadata) if isinstance(state, StateDict) else None,
@@ -186,18 +177,26 @@ def write_original(original: Original, path: Path) -> None:
     )
     if original.record.get("versions") is not None:
         state._metadata = original.record["versions"]  # pyright: ignore[reportAttributeAccessIssue]
+    record = original.record
     content = {
-        "args": None,
-        "cfg": _complete(original.record.get("cfg") or {}),
+        **_arguments(original),
         "model": state,
         "criterion": {},
-        "optimizer_history": original.record.get("optimizer_history") or [_NO_HISTORY],
+        "optimizer_history": record.get("optimizer_history") or [_NO_HISTORY],
         "task_state": {},
-        "extra_state": _EXTRA_STATE | (original.record.get("extra_state") or {}),
-        "last_optimizer_state": None,
+        "extra_state": _EXTRA_STATE | (record.get("extra_state") or {}),
     }
-    with atomic_file(path) as temporary:
-        torch.save(content, temporary)
+    with replacing(path, "wb") as file:
+        torch.save(content, file)
+
+
+def _arguments(original: Original) -> dict[str, Any]:
+    """Return `args` and `cfg` as the file had them; a file that had neither gets what the loader needs."""
+    cfg, args = original.record.get("cfg"), original.record.get("args")
+    if not cfg and args:
+        kept = args | {name: None for name in PATHS if name in args}
+        return {"args": argparse.Namespace(**kept), "cfg": None}
+    return {"args": None, "cfg": complete(cfg or native_settings(original.config, {}))}
 
 
 _NO_HISTORY: dict[str, Any] = {
@@ -235,104 +234,3 @@ def _own_storage(tensor: Tensor) -> Tensor:
     start = tensor.storage_offset() * tensor.itemsize
     part = tensor.untyped_storage()[start : start + tensor.nbytes]
     return torch.empty(0, dtype=tensor.dtype).set_(part).view(tensor.shape)
-
-
-def _complete(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration as the original stores it: plain groups, and the model's arguments in a Namespace."""
-    groups: dict[str, Any] = {name: {"_name": None} for name in GROUPS} | dict(cfg)
-    model = dict(groups["model"]) | {name: None for name in PATHS if name in groups["model"]}
-    return groups | {"model": argparse.Namespace(**model)}
-
-
-def native_settings(config: UnivalConfig, processor: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the configuration for a model that did not come from the original: what its loader reads.
-
-    Args:
-        config: Of our model.
-        processor: Fields of its processor.
-    """
-    image, video, audio = config.image_encoder, config.video_encoder, config.audio_encoder
-    shared = {
-        "max_source_positions": config.max_text_positions,
-        "max_target_positions": config.max_text_positions,
-        "code_dict_size": config.num_codes,
-        "num_bins": config.num_bins,
-        "patch_image_size": processor.get("image_px", 480),
-        "orig_patch_image_size": config.orig_patch_image_size,
-        "patch_frame_size": processor.get("video_px", 384),
-        "num_frames": processor.get("num_frames", 8),
-        "sample_rate": processor.get("sample_rate", 48000),
-        "max_audio_len": round(processor.get("sample_rate", 48000) * processor.get("audio_seconds", 10.0)),
-        "mel_bins": (audio or {}).get("mel_bins", 64),
-        "imagenet_default_mean_and_std": False,
-        "max_src_length": 80,
-        "max_tgt_length": 30,
-        "bpe_dir": "utils/BPE",
-        "bpe": None,
-        "data": "",
-        "selected_cols": None,
-        "constraint_range": None,
-    }
-    flags = (
-        *("encoder_normalize_before", "decoder_normalize_before", "share_decoder_input_output_embed"),
-        *("share_all_embeddings", "layernorm_embedding", "patch_layernorm_embedding", "code_layernorm_embedding"),
-        *("add_type_embedding", "scale_attn", "scale_fc", "scale_heads", "disable_entangle", "no_scale_embedding"),
-    )
-    depths = {(3, 4, 6, 3): "50", (3, 4, 23, 3): "101", (3, 8, 36, 3): "152"}
-    return {
-        "task": {"_name": "caption"} | shared,
-        "model": {
-            "_name": "unival_base",
-            "arch": "unival_base",
-            "task": "caption",
-            **shared,
-            **dict.fromkeys(flags, True),
-            "entangle_position_embedding": False,
-            "encoder_embed_dim": config.d_model,
-            "decoder_embed_dim": config.d_model,
-            "encoder_ffn_embed_dim": config.encoder_ffn_dim,
-            "decoder_ffn_embed_dim": config.decoder_ffn_dim,
-            "encoder_layers": config.encoder_layers,
-            "decoder_layers": config.decoder_layers,
-            "encoder_attention_heads": config.encoder_attention_heads,
-            "decoder_attention_heads": config.decoder_attention_heads,
-            "attn_scale_factor": config.attn_scale_factor,
-            "token_bucket_size": config.text_bucket_size,
-            "image_bucket_size": config.image_bucket_size,
-            "code_image_size": config.code_image_size,
-            "vocab_size": config.vocab_size,
-            "dropout": config.dropout,
-            "attention_dropout": 0.0,
-            "encoder_drop_path_rate": config.drop_path,
-            "decoder_drop_path_rate": config.drop_path,
-            "resnet_drop_path_rate": 0.0,
-            "image_encoder_name": "timm_resnet",
-            "resnet_type": (image or {}).get("name", "resnet101"),
-            "resnet_model_path": None,
-            "freeze_resnet": bool((image or {}).get("frozen_norm")),
-            "video_encoder_name": None
-            if video is None
-            else f"all_resnext{depths.get(tuple(video.get('depths', ())), '101')}",
-            "video_model_path": None,
-            "freeze_resnet_video": bool((video or {}).get("frozen_norm")),
-            "audio_encoder_name": None if audio is None else "pann_cnn14",
-            "audio_model_path": None,
-            "hop_size": (audio or {}).get("hop", 200),
-            "sample_patch_num": None,
-            "interpolate_position": config.interpolate_position,
-        },
-    }
-
-
-@contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary name; the file takes its own when the block ends without an exception and its bytes are out."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from unival.data.media import MediaSource, looks_like_text, open_media
 from unival.errors import UserError
 
 MAX_PIXELS = 50_000_000
+_ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 are turned by a quarter
 # Pillow also opens PostScript, by running Ghostscript, and formats that nobody sends: only these are tried.
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO")
 # What Pillow raised on tens of thousands of damaged files; a decoder has no narrower promise.
@@ -43,13 +44,31 @@ def load_image(source: MediaSource | Image.Image | np.ndarray, max_pixels: int =
         source = _image_of_array(source)
     if isinstance(source, Image.Image):
         _check_size(source.size, max_pixels, "<image>")
-        return _to_upright_rgb(source)
+        return _to_upright_rgb(source.copy())  # the caller's own stays as it is
     stream, name = open_media(source, "image")
     try:
         return _decode(stream, name, max_pixels)
     finally:
         if isinstance(source, str | Path | bytes):
             stream.close()
+
+
+def image_size(source: MediaSource) -> tuple[int, int]:
+    """Return width and height of the upright picture in pixels, from its header.
+
+    Raises:
+        UserError: The file is missing or no picture.
+    """
+    stream, name = open_media(source, "image")
+    try:
+        with Image.open(stream, formats=FORMATS) as image:
+            width, height = image.size
+            turned = image.getexif().get(_ORIENTATION, 1) in range(5, 9)
+    except _DAMAGED as error:
+        raise UserError(f"not an image, or damaged: {error}", where=name) from None
+    finally:
+        stream.close()
+    return (height, width) if turned else (width, height)
 
 
 def _decode(stream: BinaryIO, name: str, max_pixels: int) -> Image.Image:
@@ -85,7 +104,7 @@ def _to_upright_rgb(image: Image.Image) -> Image.Image:
     image = _to_8_bit(_upright(image))
     has_alpha = image.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info
     if not has_alpha:
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     image = image.convert("RGBA")
     white = Image.new("RGBA", image.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, image).convert("RGB")
@@ -93,7 +112,8 @@ def _to_upright_rgb(image: Image.Image) -> Image.Image:
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        return ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)
+        return image
     except _DAMAGED:
         return image  # an unreadable EXIF block says nothing about the pixels
 

@@ -1,13 +1,70 @@
-"""Open a media file from a path, bytes or a file object, with its size checked before anything is decoded."""
+"""Open a media file from a path, a part of a file, bytes or a file object; its size is checked before decoding."""
 
+import binascii
 import io
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from unival.errors import UserError, did_you_mean
 
-MediaSource = str | Path | bytes | BinaryIO
 MAX_FILE_BYTES = 2_000_000_000
+_STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
+
+
+@dataclass(frozen=True, slots=True)
+class MediaRange:
+    """One medium that lies inside a larger file: a member of a tar archive, a base64 cell of a table.
+
+    Attributes:
+        file: Path of the larger file.
+        offset, num_bytes: Where the medium stands in it.
+        is_base64: The bytes are base64 text, of the URL-safe or the standard alphabet.
+        name: What errors call it; by default file and offset.
+    """
+
+    file: str
+    offset: int
+    num_bytes: int
+    is_base64: bool = False
+    name: str = ""
+
+    def __str__(self) -> str:
+        return self.name or f"{self.file} at byte {self.offset:,}"
+
+    def read(self, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+        """Return the content.
+
+        Raises:
+            UserError: The file is missing or shorter, the content too large or no base64.
+        """
+        if self.num_bytes > max_bytes:
+            what = f"the medium has {self.num_bytes:,} bytes, more than the {max_bytes:,} allowed"
+            raise UserError(what, where=str(self))
+        with _open_path(Path(self.file), "media") as file:
+            file.seek(self.offset)
+            content = file.read(self.num_bytes)
+        if len(content) < self.num_bytes:
+            what = f"the file ends before the medium: {len(content):,} of {self.num_bytes:,} bytes are there"
+            raise UserError(what, where=str(self))
+        return decode_base64(content, str(self)) if self.is_base64 else content
+
+
+MediaSource = str | Path | bytes | BinaryIO | MediaRange
+
+
+def decode_base64(text: bytes, where: str) -> bytes:
+    """Decode base64 of either alphabet, with or without padding; a foreign character is an error, not skipped.
+
+    Raises:
+        UserError: Names `where`.
+    """
+    text = text.strip().translate(_STANDARD_ALPHABET)
+    try:
+        return binascii.a2b_base64(text + b"=" * (-len(text) % 4), strict_mode=True)
+    except binascii.Error as error:
+        fix = "the cell is cut off or holds something else"
+        raise UserError(f"not base64: {str(error).lower()}", where=where, fix=fix) from None
 
 
 def open_media(source: MediaSource, kind: str, max_bytes: int = MAX_FILE_BYTES) -> tuple[BinaryIO, str]:
@@ -24,8 +81,11 @@ def open_media(source: MediaSource, kind: str, max_bytes: int = MAX_FILE_BYTES) 
     Raises:
         UserError: The file is missing, a folder, empty, unreadable or too large.
     """
-    if isinstance(source, bytes):
-        stream: BinaryIO = io.BytesIO(source)
+    if isinstance(source, MediaRange):
+        stream: BinaryIO = io.BytesIO(source.read(max_bytes))
+        name = str(source)
+    elif isinstance(source, bytes):
+        stream = io.BytesIO(source)
         name = f"<{kind} of {len(source):,} bytes>"
     elif isinstance(source, str | Path):
         stream, name = _open_path(Path(source), kind), str(source)

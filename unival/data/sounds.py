@@ -80,7 +80,9 @@ class Sounds:
         seconds: length of every waveform, at least 2.5.
         max_sounds: 1 or 2 recordings per waveform.
         seed: a different seed gives different combinations of the same split.
-        augment: vary gain, speed, start and the level of the faint noise; by default for "train" only.
+        augment: vary gain, speed, tone, start and the level of the faint noise; by default for "train" only.
+        octaves: how far the speed varies either way when augmented; beyond 0.1 pitch words in captions become wrong.
+        tone_db: how much the tone varies when augmented, the standard deviation of a smooth random filter.
         length: what `len` reports.
     """
 
@@ -92,6 +94,8 @@ class Sounds:
         max_sounds: int = 2,
         seed: int = 0,
         augment: bool | None = None,
+        octaves: float = 0.1,
+        tone_db: float = 0.0,
         length: int = 1_000_000_000,
     ) -> None:
         if seconds < 2.5 or sample_rate < 4000 or max_sounds not in (1, 2):
@@ -106,6 +110,7 @@ class Sounds:
         self.max_sounds = max_sounds
         self.seed = seed
         self.augment = split == "train" if augment is None else augment
+        self.octaves, self.tone_db = octaves, tone_db
         self.length = length
 
     def __len__(self) -> int:
@@ -119,7 +124,7 @@ class Sounds:
         chosen = [_draw(rng, pool)]
         if self.max_sounds == 2 and rng.random() < 0.5:
             # Leave room for a slowed-down pair, the gap and the lead.
-            room = 0.9 * (self.seconds - 0.6) - chosen[0].length / _packed_rate()
+            room = 0.97 * 2**-self.octaves * (self.seconds - 0.6) - chosen[0].length / _packed_rate()
             others = [r for r in pool if r.caption != chosen[0].caption and r.length / _packed_rate() <= room]
             chosen += [_draw(rng, others)] if others else []
         waves = [self._render(rng, recording) for recording in chosen]
@@ -128,9 +133,13 @@ class Sounds:
 
     def _render(self, rng: np.random.Generator, recording: Recording) -> np.ndarray:
         """Return one recording at the sample rate, scaled to its peak."""
-        speed, peak = (0.93 + 0.14 * rng.random(), 0.35 + 0.6 * rng.random()) if self.augment else (1.0, _PEAK)
+        speed, peak = 1.0, _PEAK
+        if self.augment:
+            speed, peak = 2 ** (self.octaves * (2 * rng.random() - 1)), 0.35 + 0.6 * rng.random()
         wave = _stream()[recording.start : recording.start + recording.length]
         wave = _resample(wave, self.sample_rate / _packed_rate() / speed)
+        if self.augment and self.tone_db:
+            wave = _colour(rng, wave, self.tone_db)
         return wave * (peak / max(float(np.abs(wave).max()), 1e-4))
 
     def _arrange(
@@ -228,6 +237,14 @@ def _resample(wave: np.ndarray, ratio: float) -> np.ndarray:
     spectrum = np.fft.rfft(wave, padded)
     num_samples = round(len(wave) * length / padded)
     return (np.fft.irfft(spectrum, length)[:num_samples] * (length / padded)).astype(np.float32)
+
+
+def _colour(rng: np.random.Generator, wave: np.ndarray, tone_db: float) -> np.ndarray:
+    """Filter with random gains of `tone_db` deviation, smooth over the square root of frequency."""
+    spectrum = np.fft.rfft(wave)
+    gains_db = tone_db * rng.standard_normal(6)
+    gains_db = np.interp(np.linspace(0, 1, len(spectrum)) ** 0.5, np.linspace(0, 1, len(gains_db)), gains_db)
+    return np.fft.irfft(spectrum * 10 ** (gains_db / 20), len(wave)).astype(np.float32)
 
 
 def sound_questions(sound: Sound, rng: np.random.Generator, n: int) -> list[Question]:

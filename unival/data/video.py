@@ -16,6 +16,7 @@ from unival.data.media import MediaSource, looks_like_text, open_media
 from unival.errors import UserError
 
 Sampling = Literal["middle", "random"]
+Decoder = Literal["av", "decord", "torchcodec"]
 MAX_SECONDS = 600.0
 MAX_FRAME_PIXELS = 36_000_000  # 8K
 # Up to here every frame is decoded once; beyond, only the groups of pictures that hold a wanted frame.
@@ -41,6 +42,7 @@ def load_video(
     sampling: Sampling = "middle",
     rng: np.random.Generator | None = None,
     *,
+    decoder: Decoder = "av",
     max_seconds: float = MAX_SECONDS,
 ) -> np.ndarray:
     """Return upright RGB frames, uint8 (num_frames, H, W, 3), one from each equal part of the clip.
@@ -50,6 +52,8 @@ def load_video(
         num_frames: At least 1; a clip with fewer frames repeats its last chosen one.
         sampling: See `frame_indices`; "random" needs `rng`.
         rng: Source of the random choice.
+        decoder: "decord" and "torchcodec" give the same frames of a whole file, but know less about damaged ones
+            (`unival.data.video_decoders`).
         max_seconds: Refuse a longer video before decoding it.
 
     Raises:
@@ -61,6 +65,10 @@ def load_video(
     stream, name = open_media(source, "video")
     try:
         index = _read_index(stream, name, max_seconds)
+        if decoder != "av":
+            from unival.data.video_decoders import decode
+
+            return decode(decoder, stream, name, lambda num: frame_indices(num, num_frames, sampling, rng))
         frames = _decode_spread(stream, name, index, num_frames, sampling, rng)
     finally:
         if isinstance(source, str | Path | bytes):
@@ -108,6 +116,7 @@ def _opened(stream: BinaryIO, name: str) -> Iterator[tuple[Any, Any]]:
         if video.codec_context is None:
             raise UserError("no decoder knows this video's codec", where=name, fix="encode it as H.264 or VP9")
         video.codec_context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}
+        video.codec_context.thread_count = 1  # several would double the CPU time, and workers decode side by side
         yield container, video
 
 

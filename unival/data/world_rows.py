@@ -194,4 +194,6 @@ class WorldRows:
             k = number % VARIANTS  # spread question types over the rows of a test split
         media_id = f"world/{self.split}/{self.modality}/{self.key}/{number}"
         uid = f"{media_id}/{self.content}/{k}"
-        return {"uid": uid, "media_id": media_id, self.modality: medium, **self.row(scene, rng, k)}
+        # Tasks leave the world's texts as they are: "snow-capped" keeps its hyphen.
+        row = {"uid": uid, "media_id": media_id, "as_written": True, self.modality: medium}
+        return row | self.row(scene, rng, k)

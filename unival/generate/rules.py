@@ -54,7 +54,7 @@ class SearchRules(LogitsProcessor):
         step = input_ids.shape[1] - 1
         log_probs = self.normalised(scores)
         log_probs = self.with_prefix(log_probs, step)
-        log_probs.nan_to_num_(nan=-torch.inf, neginf=-torch.inf)
+        log_probs = log_probs.nan_to_num(nan=-torch.inf, neginf=-torch.inf)  # a copy, changed below
         log_probs[:, self.pad_id] = -torch.inf
         log_probs[:, UNK_ID] -= self.options.unkpen
         if self.options.gen_code and step < self.max_len:
@@ -65,11 +65,16 @@ class SearchRules(LogitsProcessor):
         return self.close(self.block(input_ids, log_probs))
 
     def normalised(self, scores: Tensor) -> Tensor:
-        """Apply the temperature, the softmax and, before it or after it, what may be written at all."""
-        logits = scores / self.options.temperature
+        """Apply the temperature, the softmax and, before it or after it, what may be written at all.
+
+        Beam search of `transformers` hands over log-probabilities. They are not normalised once more where nothing
+        changed them: that would cost time, and rounding that decides between equal tokens.
+        """
+        logits = scores if self.options.temperature == 1.0 else scores / self.options.temperature
         allowed = self.allowed(logits)
+        is_normalised = self.paths.num_beams > 1 and self.options.temperature == 1.0
         if allowed is None:
-            return logits.log_softmax(-1)
+            return logits if is_normalised else logits.log_softmax(-1)
         if self.options.zero_shot:
             return logits.log_softmax(-1).masked_fill(~allowed, -torch.inf)
         return logits.masked_fill(~allowed, -torch.inf).log_softmax(-1)

@@ -11,7 +11,6 @@ sweep is scored. Captions are split on whitespace.
 
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,12 +21,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from unival.atomic import write_json
 from unival.errors import UserError
 from unival.metrics.ngram import Ngram, count_ngrams
 from unival.metrics.score import Score, check_references, mean_score
+from unival.pickles.machine import Machine
 
 MAX_N = 4
 SIGMA = 6.0
+MAX_PICKLE_OPERATIONS = 100_000_000  # 12 per n-gram, of which COCO has 2 million
 
 
 @dataclass(frozen=True)
@@ -67,22 +69,22 @@ class DocumentFrequencies:
     def save(self, path: str | Path) -> None:
         """Write `{"num_documents": 2, "counts": {"a cat": 1, ...}}` as JSON, replacing the target at once."""
         counts = {" ".join(ngram): count for ngram, count in sorted(self.counts.items())}
-        temporary = Path(f"{path}.tmp-{os.getpid()}")
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump({"num_documents": self.num_documents, "counts": counts}, file, separators=(",", ":"))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_json(path, {"num_documents": self.num_documents, "counts": counts})
 
     @classmethod
     def load(cls, path: str | Path) -> "DocumentFrequencies":
-        """Read what `save` wrote.
+        """Read what `save` wrote, or a cached file of the original (`coco-valid-words.p`; nothing in it is run).
 
         Raises:
             UserError: no such file, or not document frequencies.
         """
         fix = "write it with DocumentFrequencies.from_references(references).save(path)"
         try:
+            if Path(path).suffix in {".p", ".pkl"}:
+                with Path(path).open("rb") as file:
+                    data = Machine(str(path), max_operations=MAX_PICKLE_OPERATIONS).load(file)
+                counts = {ngram: round(count) for ngram, count in data["document_frequency"].items() if count}
+                return cls(counts, round(data["ref_len"]))
             data = json.loads(Path(path).read_text(encoding="utf-8"))
             counts = {tuple(key.split(" ")): int(count) for key, count in data["counts"].items()}
             return cls(counts, int(data["num_documents"]))

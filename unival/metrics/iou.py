@@ -124,6 +124,40 @@ def box_accuracy(
     return mean_score(hit & size_mask(references, size, small_area_px, large_area_px))
 
 
+def accuracy_by_size(
+    boxes: ArrayLike,
+    references: ArrayLike,
+    threshold: float = 0.5,
+    *,
+    small_area_px: float = SMALL_AREA_PX,
+    large_area_px: float = LARGE_AREA_PX,
+) -> dict[str, float]:
+    """Compute the accuracy of small, medium and large references with both denominators in use.
+
+    `small_of_class` divides the hits among small references by the number of small references: the accuracy on small
+    objects. `small_of_all` divides them by the number of all samples, as the released UnIVAL code and the size-wise
+    numbers of rewarded soups do: a share of the overall accuracy, not an accuracy.
+
+    Returns:
+        `{size}_of_class`, `{size}_of_all` and `{size}_count` for small, medium and large; `of_class` is left out
+        for a class without samples.
+
+    Raises:
+        UserError: as `box_accuracy`.
+    """
+    result: dict[str, float] = {}
+    for size in ("small", "medium", "large"):
+        hits = box_accuracy(
+            boxes, references, threshold, size=size, small_area_px=small_area_px, large_area_px=large_area_px
+        )
+        count = int(size_mask(references, size, small_area_px, large_area_px).sum())
+        if count:
+            result[f"{size}_of_class"] = float(hits.per_sample.sum()) / count
+        result[f"{size}_of_all"] = hits.value
+        result[f"{size}_count"] = count
+    return result
+
+
 def _as_boxes(boxes: ArrayLike, name: str) -> NDArray[np.float64]:
     array = np.asarray(boxes, dtype=np.float64)
     if array.size == 0:

@@ -30,6 +30,7 @@ class UnivalConfig(PreTrainedConfig):
         adapter_per_modality: Encoder layers have one adapter for media tokens and one for text (the original's `VL`).
         encoder_prompt_length, decoder_prompt_length: Learned keys and values before those of self-attention; 0: none.
         prompt_hidden_dim: Width of the network that computes them; 0 learns them directly.
+        lora_rank, lora_alpha: Low-rank updates of the query and value projections, scaled by alpha / rank; 0 for none.
         image_encoder: Options of `build_image_encoder`: `{"name": timm model, "out_index": level, ...}` or None.
         video_encoder: Arguments of `ResNeXt3D` or None.
         audio_encoder: Arguments of `PannCNN` or None.
@@ -68,6 +69,8 @@ class UnivalConfig(PreTrainedConfig):
     encoder_prompt_length: int = 0
     decoder_prompt_length: int = 0
     prompt_hidden_dim: int = 0
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
     image_encoder: dict[str, Any] | None = None
     video_encoder: dict[str, Any] | None = None
     audio_encoder: dict[str, Any] | None = None

@@ -20,6 +20,7 @@ from unival.model.decoder import UnivalDecoder
 from unival.model.encoder import MEDIA_INPUTS, MediaTokens, UnivalEncoder, UnivalEncoderOutput
 from unival.model.layers import Attention
 from unival.model.norm import FrozenBatchNorm
+from unival.model.tuning import add_low_rank
 
 __all__ = ["MEDIA_INPUTS", "MediaTokens", "UnivalEncoderOutput", "UnivalForConditionalGeneration"]
 
@@ -72,6 +73,8 @@ class UnivalForConditionalGeneration(UnivalPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.encoder = UnivalEncoder(config)
         self.decoder = UnivalDecoder(config)
+        if config.lora_rank:
+            add_low_rank(self, config.lora_rank, config.lora_alpha)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:

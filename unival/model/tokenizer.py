@@ -42,7 +42,8 @@ def load_bpe_tokenizer(folder: str | Path, num_codes: int = 8192, num_bins: int 
 
     Args:
         folder: Holds `encoder.json`, `vocab.bpe` and `dict.txt` (GPT-2's files and the dictionary of fairseq's BART),
-            or `vocab.json` and `merges.txt` of the Hugging Face model `facebook/bart-base`. Both give the same ids.
+            or `vocab.json` and `merges.txt`, or `tokenizer.json`, of the Hugging Face model `facebook/bart-base`. All
+            give the same ids.
         num_codes, num_bins: How many image codes and position bins to append; the defaults give 59,457 ids.
 
     Raises:
@@ -53,14 +54,18 @@ def load_bpe_tokenizer(folder: str | Path, num_codes: int = 8192, num_bins: int 
         if (folder / "dict.txt").is_file():
             vocab, merges = _read_fairseq(folder)
         elif (folder / "vocab.json").is_file():
-            vocab, merges = _read_hugging_face(folder)
+            vocab, merges = json.loads(_text(folder, "vocab.json")), _merges(_text(folder, "merges.txt"))
+        elif (folder / "tokenizer.json").is_file():
+            model = json.loads(_text(folder, "tokenizer.json"))["model"]
+            vocab, merges = model["vocab"], [_pair(merge) for merge in model["merges"]]
         else:
             raise UserError(
                 "no BPE files here",
                 where=str(folder),
-                fix="give a folder with encoder.json, vocab.bpe and dict.txt, or with vocab.json and merges.txt",
+                fix="give a folder with encoder.json, vocab.bpe and dict.txt, or one of facebook/bart-base",
             )
-    except (OSError, ValueError, KeyError) as error:
+        vocab = {str(token): int(number) for token, number in vocab.items() if token != "<mask>"}  # appended here
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"the BPE files cannot be read: {error}", where=str(folder)) from None
@@ -93,21 +98,20 @@ def _read_fairseq(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     return vocab, _merges(_text(folder, "vocab.bpe"))
 
 
-def _read_hugging_face(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    vocab = {str(token): int(number) for token, number in json.loads(_text(folder, "vocab.json")).items()}
-    vocab.pop("<mask>", None)  # the last id there, and appended here
-    return vocab, _merges(_text(folder, "merges.txt"))
-
-
 def _text(folder: Path, name: str) -> str:
     return (folder / name).read_text(encoding="utf-8")
 
 
 def _merges(text: str) -> list[tuple[str, str]]:
-    pairs = [line.split(" ") for line in text.split("\n") if line and not line.startswith("#version")]
-    if any(len(pair) != 2 for pair in pairs):
-        raise ValueError("a line of the merges is not a pair")
-    return [(left, right) for left, right in pairs]
+    return [_pair(line) for line in text.split("\n") if line and not line.startswith("#version")]
+
+
+def _pair(merge: str | Sequence[str]) -> tuple[str, str]:
+    """Return the two parts of a merge, which newer files give as a list."""
+    parts = merge.split(" ") if isinstance(merge, str) else merge
+    if len(parts) != 2:
+        raise ValueError("one of the merges is not a pair")
+    return parts[0], parts[1]
 
 
 def _byte_level(model: models.BPE) -> Tokenizer:

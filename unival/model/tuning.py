@@ -1,7 +1,7 @@
-"""Small parts that are tuned while the rest is frozen: adapters and learned prefixes (specification 2.10).
+"""Small parts that are tuned while the rest is frozen: adapters and prefixes (specification 2.10), low-rank updates.
 
-They exist only where the configuration asks for them; names are the original's. What is frozen is said by a stage of
-the training (`train_only`), LoRA comes from PEFT and needs nothing here.
+They exist only where the configuration asks for them; names are the original's, and those of PEFT for low-rank updates,
+which can also be PEFT's own. What is frozen is said by a stage of the training (`train_only`).
 
 Shapes: B rows, S tokens, D width, H heads, K head width, N prefix length.
 """
@@ -43,6 +43,29 @@ class TwinAdapter(nn.Module):
         """Transform `x` (B, S, D), whose first `num_media` tokens are media."""
         media, text = x[:, :num_media], x[:, num_media:]
         return torch.cat([self.v_adapter(media), self.l_adapter(text)], dim=1)
+
+
+class LowRankLinear(nn.Linear):
+    """A linear map with a low-rank update beside its matrix, zero at first (LoRA, Hu et al. 2021, arXiv:2106.09685)."""
+
+    def __init__(self, in_features: int, out_features: int, rank: int, alpha: float) -> None:
+        super().__init__(in_features, out_features)
+        self.lora_A = nn.Parameter(torch.randn(rank, in_features) * in_features**-0.5)
+        self.lora_B = nn.Parameter(torch.zeros(out_features, rank))
+        self.scale = alpha / rank
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform `x` (..., in) to (..., out)."""
+        return super().forward(x) + self.scale * F.linear(F.linear(x, self.lora_A), self.lora_B)
+
+
+def add_low_rank(model: nn.Module, rank: int, alpha: float) -> None:
+    """Give the query and value projections of all attention low-rank updates, as the paper of LoRA does."""
+    for module in list(model.modules()):
+        for name in ("q_proj", "v_proj"):
+            linear = getattr(module, name, None)
+            if isinstance(linear, nn.Linear):
+                setattr(module, name, LowRankLinear(linear.in_features, linear.out_features, rank, alpha))
 
 
 class PrefixEncoder(nn.Module):

@@ -129,6 +129,10 @@ class PolicyObjective:
         records = [example.record for example in batch.examples for _ in range(drawn.tokens.shape[1])]
         return self.scorer.submit(self.processor.decode(drawn.tokens.flatten(0, 1)), records)
 
+    def size(self, batch: Batch, update: int = 0) -> float | None:
+        """Return what `Loss.size` of a batch will be, None when it depends on what is sampled."""
+        return len(batch.examples) * self.samples if self.normalise == "sequence" else None
+
     def shares(self, found: Targets, num_sequences: int) -> tuple[Tensor, int]:
         """Return what each token counts in the mean (n,), and how many tokens or sequences it is over."""
         num = len(found.ids)

@@ -56,17 +56,27 @@ def get_objective(
     Raises:
         UserError: If there is no such file or its arguments are unknown or missing.
     """
+    cls = objective_class(name, args)
+    given = {"processor": processor, "rows": rows}
+    return cls(**{k: v for k, v in given.items() if k in inspect.signature(cls).parameters}, **args)
+
+
+def objective_class(name: str, args: Mapping[str, Any]) -> Callable[..., Objective]:
+    """Return the class in `unival/objectives/<name>.py` that takes these arguments.
+
+    Raises:
+        UserError: If there is no such file or its arguments are unknown or missing.
+    """
     names = sorted(p.stem for p in Path(__file__).parent.glob("[a-z]*.py") if p.stem != "base")
     if name not in names:
         raise UserError(f"unknown objective {name!r}", fix=did_you_mean(name, names))
     cls = importlib.import_module(f"unival.objectives.{name}").Objective
     parameters = inspect.signature(cls).parameters
-    given = {"processor": processor, "rows": rows}
-    known = [p for p in parameters if p not in given]
+    known = [parameter for parameter in parameters if parameter not in ("processor", "rows")]
     for key in args:
         if key not in known:
             raise UserError(f"objective {name} has no argument {key!r}", fix=did_you_mean(key, known))
     missing = [key for key in known if parameters[key].default is inspect.Parameter.empty and key not in args]
     if missing:
         raise UserError(f"objective {name} needs the argument {missing[0]!r}", fix=f"it takes {', '.join(known)}")
-    return cls(**{k: v for k, v in given.items() if k in parameters}, **args)
+    return cls

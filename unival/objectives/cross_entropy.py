@@ -57,7 +57,8 @@ class Objective:
         constraint_range: (first, end): logits of other ids than these and the four special ones are left out.
         answers: Closed sets by task name, each a list or a text file with one answer per line: at every token only
             those that continue an answer are possible. Rows of other tasks are free.
-        confidence: Field of the records whose value multiplies the log-probabilities of an example.
+        confidence: Field of the records whose value, or the largest of its list, multiplies the log-probabilities of
+            an example; records without it and without `answers` count fully.
         ignore_prefix, ignore_eos: Leave out the first target tokens, or `</s>`.
     """
 
@@ -98,11 +99,27 @@ class Objective:
         size = max(1, self.passes * (len(kept) if self.normalise == "token" else len(batch.examples)))
         return Loss(kept.sum() / size, task_means(batch, terms.nll / self.passes, terms.row), size)
 
+    def size(self, batch: Batch, update: int = 0) -> float:
+        """Return what `Loss.size` of a batch will be, without computing the loss: accumulation asks for it."""
+        if self.normalise == "example":
+            return max(1, self.passes * len(batch.examples))
+        tokenizer = self.processor.tokenizer
+        is_kept = batch.target.ne(tokenizer.pad_token_id)
+        is_kept[:, : self.ignore_prefix] = False
+        if self.ignore_eos:
+            is_kept &= batch.target.ne(tokenizer.eos_token_id)
+        return max(1, self.passes * self.num_kept(int(is_kept.sum()), update))
+
+    def num_kept(self, num: int, update: int) -> int:
+        """Return how many of `num` tokens are not dropped as the worst."""
+        is_on = self.drop_worst_ratio > 0.0 and update > self.drop_worst_after
+        return int(num * (1.0 - self.drop_worst_ratio)) if is_on else num
+
     def kept(self, terms: Terms, update: int) -> Terms:
         """Drop the tokens of the largest cross entropy, once that has begun."""
-        if self.drop_worst_ratio == 0.0 or update <= self.drop_worst_after:
+        num = self.num_kept(len(terms.rank), update)
+        if num == len(terms.rank):
             return terms
-        num = int(len(terms.rank) * (1.0 - self.drop_worst_ratio))
         best = terms.rank.topk(num, largest=False).indices
         return Terms(*(values[best] for values in terms))
 
@@ -265,10 +282,12 @@ def column_of(ids: Tensor, columns: Tensor) -> Tensor:
 
 
 def confidences(batch: Batch, field: str) -> Tensor:
-    """Return a field of the records as float32 (B,)."""
+    """Return a field of the records as float32 (B,): of a list the largest, 1 for a record without answers or field."""
     values = []
     for example in batch.examples:
-        value = example.record.get(field)
+        value = example.record.get(field, None if "answers" in example.record else 1.0)
+        if isinstance(value, list) and value:
+            value = max(value)  # that of the answer to learn, the best one
         if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
             what = f"the confidence {field!r} is {value!r}, not a positive number"
             raise UserError(what, where=f"record {example.uid}", fix="correct the record, or drop `confidence`")

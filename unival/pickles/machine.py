@@ -56,6 +56,7 @@ class Machine:
         where: File name for messages.
         persistent: Called with each persistent id (how torch refers to tensor data); None refuses them.
         builders: Names that may be called, beside the common ones.
+        max_operations: How long the pickle may be, by default as long as any checkpoint.
     """
 
     def __init__(
@@ -63,8 +64,10 @@ class Machine:
         where: str,
         persistent: Callable[[Any], Any] | None = None,
         builders: Mapping[str, Builder] | None = None,
+        max_operations: int | None = None,
     ) -> None:
         self.where = where
+        self.max_operations = MAX_OPERATIONS if max_operations is None else max_operations
         self.persistent = persistent
         self.builders = builders or {}
         self.stack: list[Any] = []
@@ -80,8 +83,8 @@ class Machine:
         try:
             bounded = cast(IO[bytes], _Bounded(source))  # it has the three methods that `genops` calls
             for count, (operation, argument, _) in enumerate(pickletools.genops(bounded)):
-                if count > MAX_OPERATIONS:
-                    raise ValueError(f"more than {MAX_OPERATIONS} operations")
+                if count > self.max_operations:
+                    raise ValueError(f"more than {self.max_operations} operations")
                 if operation.name == "STOP":
                     return self._pop()
                 self._step(operation.name, argument)

@@ -1,14 +1,17 @@
 """What a task is, and how it is found by name (the file name is the registry)."""
 
 import importlib
+import random
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from unival.batch import Example, Modality
+from unival.batch import Example, Modality, PromptType
+from unival.data.answers import read_answers
 from unival.errors import UserError, did_you_mean
 
 Scores = dict[str, np.ndarray]
@@ -21,18 +24,41 @@ class TaskArgs(BaseModel):
 
     Attributes:
         modality: Of the medium.
+        wording: Whose prompts and clean-ups: those of the original's fine-tuning (and of its evaluation), or those of
+            its pretraining. They differ in captions, in questions without a question mark and in captions of sounds.
         candidates: A closed set of answers: nothing else can be predicted. None leaves the text free.
+        candidates_file: The same in a file (`unival.data.answers`), read when it is first needed.
         choose: How to pick one of them: `search` (beam search inside the set) or `score` (the log-probability of each).
+        prompt_type: What the decoder reads before the answer, as the original calls it: `none`, the prompt
+            (`prev_output`: released checkpoints for questions and entailment), or the prompt with its `</s>` (`src`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     modality: Modality = "image"
+    wording: Literal["finetune", "pretrain"] = "finetune"
     candidates: Candidates | None = None
+    candidates_file: str | None = None
     choose: Literal["search", "score"] = "search"
+    prompt_type: PromptType = "none"
     monitor: ClassVar[str]
     max_new_tokens: ClassVar[int] = 32
     min_new_tokens: ClassVar[int] = 1
+    writes_codes: ClassVar[bool] = False
+
+    @model_validator(mode="after")
+    def _one_set(self) -> "TaskArgs":
+        if {"candidates", "candidates_file"} <= self.model_fields_set and self.candidates and self.candidates_file:
+            raise ValueError("give `candidates` or `candidates_file`, not both")
+        return self
+
+    def answer_set(self) -> tuple[str, ...] | None:
+        """Return the closed set of answers, None when any text may be written.
+
+        Raises:
+            UserError: If `candidates_file` cannot be read.
+        """
+        return self.candidates if self.candidates_file is None else read_answers(self.candidates_file)
 
     def media(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """Return the media fields of an example: the record's column is named after the modality."""
@@ -41,6 +67,25 @@ class TaskArgs(BaseModel):
         medium = column(record, self.modality)
         default = medium if isinstance(medium, str) else record["uid"]  # rows about one file share its features
         return {"modality": self.modality, "media": medium, "media_id": str(record.get("media_id", default))}
+
+    def is_labelled(self, record: Mapping[str, Any]) -> bool:
+        """Return whether a record has what a prediction is scored against; test splits often have not."""
+        return True
+
+    def corpus(self, predictions: Sequence[Any], records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """Return numbers about the whole split that are no means over its samples."""
+        return {}
+
+
+def is_clean(record: Mapping[str, Any]) -> bool:
+    """Return whether the texts of a record are used as they are: `as_written`, as rows of the embedded world say."""
+    return bool(record.get("as_written", False))
+
+
+def generator_for(record: Mapping[str, Any], seed: int, purpose: str) -> random.Random:
+    """Return the generator that draws for a record: a function of its uid, its `epoch` if any, and the seed."""
+    key = f"{seed}/{purpose}/{record.get('epoch', 0)}/{record['uid']}"
+    return random.Random(zlib.crc32(key.encode()))
 
 
 def column(record: Mapping[str, Any], name: str) -> Any:
@@ -62,11 +107,16 @@ class Task(Protocol):
     """Text in, text out, scored by itself; no tensors, no files."""
 
     modality: Modality
-    candidates: tuple[str, ...] | None
     choose: Literal["search", "score"]
+    prompt_type: PromptType
     monitor: ClassVar[str]
     max_new_tokens: ClassVar[int]
     min_new_tokens: ClassVar[int]
+    writes_codes: ClassVar[bool]
+
+    def answer_set(self) -> tuple[str, ...] | None:
+        """Return the closed set of answers, None when any text may be written."""
+        ...
 
     def example(self, record: Mapping[str, Any]) -> Example:
         """Turn a row into prompt and target."""
@@ -76,8 +126,20 @@ class Task(Protocol):
         """Turn generated text into a prediction, JSON-serialisable."""
         ...
 
+    def is_labelled(self, record: Mapping[str, Any]) -> bool:
+        """Return whether a record has what a prediction is scored against."""
+        ...
+
     def score(self, predictions: Sequence[Any], records: Sequence[Mapping[str, Any]]) -> Scores:
         """Return one array of per-sample scores for each metric."""
+        ...
+
+    def corpus(self, predictions: Sequence[Any], records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """Return numbers about the whole split that are no means over its samples."""
+        ...
+
+    def model_dump(self, *, mode: str = "python") -> dict[str, Any]:
+        """Return the arguments, defaults included."""
         ...
 
 

@@ -1,30 +1,45 @@
 """Open-ended questions about images, videos and sounds (specification 4.3, 4.8).
 
-Record: {"uid": "42", "image": "a.jpg", "question": "what is left of the cat?", "answers": ["dog"],
-"question_type": "what"}
+Record: {"uid": "42", "image": "a.jpg", "question": "What is left of the cat?", "answers": ["dog", "dog", "a dog"]},
+what people answered; with "confidences": [1.0, 0.6] the answers are distinct, best first, each with its soft accuracy.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
+
 from unival.batch import Example
+from unival.data.clean import clean_question
 from unival.metrics.vqa_accuracy import vqa_accuracy
-from unival.tasks.base import Scores, TaskArgs, column
+from unival.tasks.base import Scores, TaskArgs, column, is_clean
+
+MAX_QUESTION_WORDS = 80
 
 
 class Task(TaskArgs):
-    """Answer a question in a few words; `candidates` closes the set of answers (VQAv2: its 3,129 frequent ones)."""
+    """Answer a question in a few words; a closed set of answers (VQAv2: 3,129) is `candidates` or `candidates_file`.
+
+    Attributes:
+        prompt: Holds `{question}`.
+        add_objects: Name the first 30 words of the record's `objects` after the question. The original's scripts don't.
+    """
 
     monitor: ClassVar[str] = "accuracy"
     prompt: str = "{question}"
+    add_objects: bool = False
 
     def example(self, record: Mapping[str, Any]) -> Example:
         """Ask the question; the target is the first answer."""
+        prompt = self.prompt.format(question=question_text(column(record, "question"), record, self.wording))
+        if self.add_objects:
+            prompt += " object: " + " ".join(" ".join(record.get("objects", ())).split()[:30])
         return Example(
             uid=record["uid"],
-            prompt=self.prompt.format(question=column(record, "question")),
-            target=record["answers"][0] if record.get("answers") else "",
+            prompt=prompt,
+            target=best_answer(record),
             record=record,
+            prompt_type=self.prompt_type,
             **self.media(record),
         )
 
@@ -32,6 +47,30 @@ class Task(TaskArgs):
         """Return the answer."""
         return text
 
+    def is_labelled(self, record: Mapping[str, Any]) -> bool:
+        """Return whether a prediction can be scored."""
+        return "answers" in record
+
     def score(self, predictions: Sequence[str], records: Sequence[Mapping[str, Any]]) -> Scores:
-        """Return the VQA accuracy (exact match after normalisation when there is one answer)."""
+        """Return the VQA accuracy; of records with confidences, that of the very answer, 0 for others."""
+        if all("confidences" in record for record in records):
+            soft = [dict(zip(column(r, "answers"), r["confidences"], strict=True)) for r in records]
+            return {"accuracy": np.array([s.get(p, 0.0) for p, s in zip(predictions, soft, strict=True)])}
         return {"accuracy": vqa_accuracy(predictions, [column(record, "answers") for record in records]).per_sample}
+
+
+def best_answer(record: Mapping[str, Any]) -> str:
+    """Return the answer to learn: the most confident one, of equal ones the first; "" without answers."""
+    answers = record.get("answers")
+    if not answers:
+        return ""
+    confidences = record.get("confidences")
+    return str(answers[int(np.argmax(confidences))] if confidences else answers[0])
+
+
+def question_text(question: str, record: Mapping[str, Any], wording: str) -> str:
+    """Return a question as the original asks it: lower case, and in fine-tuning always with a question mark."""
+    if is_clean(record):
+        return question
+    cleaned = clean_question(question, MAX_QUESTION_WORDS)
+    return cleaned if wording == "pretrain" or cleaned.endswith("?") else f"{cleaned}?"

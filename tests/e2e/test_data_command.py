@@ -1,0 +1,147 @@
+"""`unival data`: what a person sees and gets."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+from typer.testing import CliRunner
+
+from unival.data.command import app
+from unival.data.manifest import ManifestRows
+from unival.errors import UserError
+
+
+def run(*arguments: Any) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Hold three pictures, one of them damaged, and a sound."""
+    (tmp_path / "sub").mkdir()
+    for number, name in enumerate(("a.png", "sub/b.jpg", "sub/c.png")):
+        Image.new("RGB", (30 + number, 20), (250, 40 * number, 0)).save(tmp_path / name)
+    content = (tmp_path / "sub/c.png").read_bytes()
+    (tmp_path / "sub/c.png").write_bytes(content[: len(content) // 2])
+    soundfile.write(tmp_path / "d.wav", np.sin(np.arange(8000) / 9), 8000)
+    (tmp_path / "a.txt").write_text("a red square\nein rotes Quadrat\n", encoding="utf-8")
+    (tmp_path / "sub/b.json").write_text('{"captions": ["orange"], "question": "which colour?"}', encoding="utf-8")
+    return tmp_path
+
+
+def test_a_folder_becomes_a_manifest_and_its_bad_file_is_named(folder: Path) -> None:
+    made = run("make", folder, "--from", "folder", "--json")
+    assert json.loads(made.stdout) == {"manifest": str(folder / "manifest.jsonl"), "rows": 4}
+    rows = ManifestRows(folder / "manifest.jsonl")
+    assert [rows[i]["uid"] for i in range(4)] == ["a.png", "d.wav", "sub/b.jpg", "sub/c.png"]
+    assert rows[0]["captions"] == ["a red square", "ein rotes Quadrat"]
+    assert rows[2]["question"] == "which colour?"
+
+    checked = run("check", folder / "manifest.jsonl", "--json", "--sheet", folder / "sheet.png")
+    report = json.loads(checked.stdout)
+    assert checked.exit_code == 1
+    assert (report["rows"], report["good"], report["media"]) == (4, 3, {"image": 3, "audio": 1})
+    assert (report["width"], report["height"], report["seconds"]) == ([30, 31, 31], [20, 20, 20], [1.0, 1.0, 1.0])
+    problem = report["problems"][0]
+    assert (problem["where"], problem["uid"]) == (f"{folder / 'manifest.jsonl'}:4", "sub/c.png")
+    assert "damaged or cut off" in problem["what"]
+    with Image.open(folder / "sheet.png") as sheet:
+        assert sheet.size == (8 * 160, 160 + 52)
+        assert sheet.getpixel((80, 80)) == (250, 0, 0)
+        assert sheet.getpixel((3 * 160 + 1, 1)) == (255, 0, 0)  # the frame of the bad one
+
+    again = run("check", folder / "manifest.jsonl", "--limit", 3, "--workers", 0)
+    assert again.exit_code == 0
+    assert "3 rows (2 image, 1 audio), 3 good" in again.stdout
+
+
+def test_a_task_says_what_it_misses(folder: Path) -> None:
+    (folder / "rows.jsonl").write_text(
+        '{"uid": "1", "image": "a.png"}\n{"uid": "1", "image": "a.png", "question": "?"}\n'
+    )
+    report = json.loads(run("check", folder / "rows.jsonl", "--task", "vqa", "--json", "--workers", 0).stdout)
+    assert "no column 'question'" in report["problems"][0]["what"]
+    assert "the uid '1' is also that of" in report["problems"][1]["what"]
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_csv_file_becomes_a_manifest(separator: str, folder: Path) -> None:
+    lines = ["File,Caption,x0,y0,x1,y1,ID", 'a.png,"red, with ""quotes""",1,2,10,12,7', "sub/b.jpg,orange,0,0,5,5,8"]
+    text = "\n".join(lines) if separator == "," else "\n".join(lines).replace(",", separator)
+    (folder / "own.csv").write_text(text, encoding="utf-8-sig")
+    result = run("make", folder / "own.csv", "--from", "csv")
+    assert result.stdout == f"wrote {folder / 'own.jsonl'}: 2 rows\n"
+    row = json.loads((folder / "own.jsonl").read_text().split("\n")[0])
+    comma = separator if separator != "," else ","
+    assert row == {
+        "uid": "7",
+        "image": "a.png",
+        "caption": f'red{comma} with "quotes"',
+        "box": [1.0, 2.0, 10.0, 12.0],
+        "width": 30,
+        "height": 20,
+    }
+
+
+def test_columns_are_named_by_hand(folder: Path) -> None:
+    (folder / "own.csv").write_text("bild,antwort,frage\na.png,1.0|!+red&&0.3|!+orange,what?\n")
+    fields = ["--field", "image=bild", "--field", "answers=antwort", "--field", "question=frage"]
+    run("make", folder / "own.csv", "--from", "csv", *fields, "--out", folder / "x" / "m.jsonl")
+    rows = ManifestRows(folder / "x" / "m.jsonl", media_root=folder)
+    assert (rows[0]["answers"], rows[0]["confidences"], rows[0]["question"]) == (["red", "orange"], [1.0, 0.3], "what?")
+
+
+def write(folder: Path, text: str | bytes) -> Path:
+    (folder / "own.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    return folder / "own.csv"
+
+
+MISTAKES: dict[str, tuple[Callable[[Path], list[Any]], str]] = {
+    "no folder": (lambda f: ["make", f / "nothing", "--from", "folder"], "no such folder"),
+    "no media": (lambda f: ["make", f / "x", "--from", "folder"], "no such folder"),
+    "no csv": (lambda f: ["make", f / "nothing.csv", "--from", "csv"], "no such file"),
+    "no column": (
+        lambda f: ["make", write(f, "a,b\n1,2\n"), "--from", "csv"],
+        r"paths of media.*columns are a, b",
+    ),
+    "typo": (
+        lambda f: ["make", write(f, "bild\na.png\n"), "--from", "csv", "--field", "image=bidl"],
+        "did you mean",
+    ),
+    "no pair": (lambda f: ["make", write(f, "bild\n"), "--from", "csv", "--field", "bild"], "is not FIELD=COLUMN"),
+    "short row": (
+        lambda f: ["make", write(f, "image,caption\na.png\n"), "--from", "csv"],
+        r"not the 2 columns.*csv:2",
+    ),
+    "bad box": (lambda f: ["make", write(f, 'image,box\na.png,"1,2"\n'), "--from", "csv"], r"box must be four.*csv:2"),
+    "outside": (lambda f: ["make", write(f, "image\n../a.png\n"), "--from", "csv"], r"leaves the folder.*csv:2"),
+    "bytes": (lambda f: ["make", write(f, b"image\n\xff\xfe\n"), "--from", "csv"], "not UTF-8"),
+    "empty": (lambda f: ["make", write(f, "image\n"), "--from", "csv"], "no rows were found"),
+    "unknown kind": (lambda f: ["make", write(f, "file\na.xyz\n"), "--from", "csv"], r"neither picture.*csv:2"),
+    "no layout": (lambda f: ["check", f / "a.tsv"], "a table needs --columns"),
+    "no manifest": (lambda f: ["check", f / "a.jsonl"], "no such manifest"),
+    "sheet": (lambda f: ["check", f / "manifest.jsonl", "--sheet", f / "sheet.xyz"], "must be a .png"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_explained_and_leave_nothing(name: str, folder: Path) -> None:
+    run("make", folder, "--from", "folder")
+    arguments, message = MISTAKES[name]
+    command = arguments(folder)
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(UserError, match=message):
+        run(*command)
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_an_existing_manifest_is_kept(folder: Path) -> None:
+    run("make", folder, "--from", "folder")
+    with pytest.raises(UserError, match=r"exists.*--force"):
+        run("make", folder, "--from", "folder")
+    assert run("make", folder, "--from", "folder", "--force").exit_code == 0

@@ -1,0 +1,65 @@
+"""Means over steps and processes, rows of a resumed log, TensorBoard that is not there."""
+
+import builtins
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unival.errors import UserError
+from unival.log import Means, Meter, MetricsLog
+
+
+def test_means_are_over_what_had_the_number_and_start_anew() -> None:
+    means = Means()
+    means.add({"loss": 1.0, "loss/a": 4.0})
+    means.add({"loss": 3.0})
+    assert means.take() == {"loss": 2.0, "loss/a": 4.0}
+    assert means.take() == {}
+
+
+def test_means_are_over_all_processes() -> None:
+    means = Means()
+    means.add({"loss": 1.0})
+    assert means.take(lambda sums: [sums, {"loss": (5.0, 1), "reward": (6.0, 2)}]) == {"loss": 3.0, "reward": 3.0}
+
+
+def test_rows_behind_the_resumed_step_and_cut_lines_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
+    log = MetricsLog(path, from_step=3)
+    log.write(3, loss=0.5)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"step": 1},
+        {"step": 2},
+        {"step": 3, "loss": 0.5},
+    ]
+
+
+def test_another_process_writes_nothing(tmp_path: Path) -> None:
+    MetricsLog(tmp_path / "metrics.jsonl", is_active=False).write(1, loss=1.0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tensorboard_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def missing(name: str, *args: Any) -> Any:
+        if name.startswith(("tensorboard", "torch.utils.tensorboard")):
+            raise ImportError(name)
+        return real(name, *args)
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    with pytest.raises(UserError, match=r"TensorBoard is not installed.*unival\[logging\]"):
+        MetricsLog(tmp_path / "metrics.jsonl", tensorboard=True)
+
+
+def test_a_meter_counts_examples_of_all_processes_and_memory() -> None:
+    meter = Meter()
+    meter.examples = 10
+    one = meter.take(2)
+    assert set(one) == {"samples_per_second", "data_wait", "memory_gb"}
+    assert one["samples_per_second"] > 0
+    assert one["memory_gb"] > 0.05
+    assert meter.examples == 0

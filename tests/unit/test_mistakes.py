@@ -1,0 +1,215 @@
+"""Mistakes people make in configurations: the message names the key, the value, what is valid and what is close."""
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import tiny
+from unival.check import check_run
+from unival.config import load_config
+from unival.errors import UserError
+from unival.schema import RunConfig
+from unival.yaml12 import write_yaml
+
+GROUP = "stages.0.groups.0"
+TASK = f"{GROUP}.tasks.0"
+VIDEO = {"task": "caption", "task_args": {"modality": "video"}, "source": {"world": "train"}}
+EVALUATION = {"name": "a", "task": "caption", "source": {"world": "test"}}
+
+# Name: overrides (a value that is None is removed from the file), and what the message must say, in any order.
+MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
+    # typing errors in keys
+    "key at the top": ({"stagse": []}, ["unknown key 'stagse'", "did you mean 'stages'?", "valid: "]),
+    "key of a section": (
+        {"stages.0.optim.weight_deccay": 0.1},
+        ["optim.weight_deccay", "did you mean 'weight_decay'?"],
+    ),
+    "key of a task": ({f"{TASK}.shares": 2}, [f"'{TASK}.shares'", "did you mean 'share'?", "every"]),
+    "key of a source": ({f"{TASK}.source.wrold": "train"}, ["source.wrold", "did you mean 'world'?", "manifest"]),
+    "key of another program": ({"stages.0.optim.learning_rate": 1}, ["optim.learning_rate", "valid: ", "lr"]),
+    # wrong types
+    "word for a number": ({"stages.0.optim.lr": "fast"}, ["stages.0.optim.lr", "a number", "'fast'"]),
+    "fraction for a count": ({"stages.0.steps": 1.5}, ["stages.0.steps", "a whole number", "1.5"]),
+    "number for a pair": ({"stages.0.optim.betas": 0.9}, ["stages.0.optim.betas", "a list", "0.9"]),
+    "word for a switch": ({"stages.0.freeze_batchnorm": "perhaps"}, ["freeze_batchnorm", "true or false", "'perhaps'"]),
+    "section for a list": ({"stages": {"name": "a"}}, ["stages", "a list", "'name': 'a'"]),
+    "number for text": ({"out": 7}, ["out", "text", "got 7", "in quotes: '7'"]),
+    "list for a task": ({f"{TASK}.task": ["caption"]}, [f"{TASK}.task", "text", "['caption']"]),
+    # impossible values
+    "no rows": ({f"{GROUP}.rows": 0}, [f"{GROUP}.rows", "greater than 0", "got 0"]),
+    "negative rate": ({"stages.0.optim.lr": -1e-4}, ["stages.0.optim.lr", "greater than 0", "-0.0001"]),
+    "unknown schedule": ({"stages.0.optim.schedule": "linear"}, ["'linear'", "polynomial", "cosine", "constant"]),
+    "unknown precision": ({"precision": "bf61"}, ["precision", "'bf61'", "did you mean 'bf16'?", "fp32"]),
+    "unknown split": ({f"{TASK}.source.world": "tarin"}, ["source.world", "'tarin'", "did you mean 'train'?", "test"]),
+    "unknown encoder to load": ({"encoder_weights": {"vido_encoder": "a.pt"}}, ["vido_encoder", "video_encoder"]),
+    "one checkpoint only": ({"keep_checkpoints": 1}, ["keep_checkpoints", "greater than or equal to 2", "got 1"]),
+    # left out
+    "no run folder": ({"out": None}, ["'out' is required"]),
+    "no stages": ({"stages": None}, ["'stages' is required"]),
+    "empty mixture": ({f"{GROUP}.tasks": []}, [f"{GROUP}.tasks", "at least 1 item", "[]"]),
+    "no source": ({TASK: {"task": "caption"}}, [f"'{TASK}.source' is required"]),
+    # combinations that cannot be
+    "two sources": (
+        {f"{TASK}.source.manifest": "a.jsonl"},
+        [f"{TASK}.source", "exactly one of", "`manifest`", "a.jsonl"],
+    ),
+    "steps and epochs": ({"stages.0.epochs": 2}, ["stages.0", "exactly one of `steps` and `epochs`"]),
+    "share of a pool": (
+        {f"{GROUP}.mixing": "proportional", f"{TASK}.share": 3},
+        [GROUP, "no `share`", "proportional"],
+    ),
+    "turn that never comes": ({f"{TASK}.offset": 2}, [GROUP, "`offset`", "below its `every`"]),
+    "two modalities": (
+        {"stages.1.groups.1.tasks.1": {"task": "caption", "source": {"world": "train"}}},
+        ["stages.1.groups.1", "image", "video", "its own group"],
+    ),
+    "no encoder": ({TASK: VIDEO}, [TASK, "'caption'", "shows videos", "video_encoder"]),
+    "size of no medium": ({f"{GROUP}.num_frames": 16}, [GROUP, "num_frames is 16", "no videos", "image"]),
+    "BART and a start": (
+        {"init": "unival-tiny", "bart_weights": "bart", "model": {}},
+        ["bart_weights", "'bart'", "init"],
+    ),
+    "all frozen": ({"stages.0.freeze": ["encoder", "decoder"]}, ["stages.0", "nothing is left to train", "freeze"]),
+    # names of things that do not exist
+    "task": ({f"{TASK}.task": "captoin"}, [TASK, "'captoin'", "did you mean 'caption'?", "vqa"]),
+    "task argument": ({f"{TASK}.task_args": {"promt": "what?"}}, [TASK, "promt", "what?", "prompt"]),
+    "modality": ({f"{TASK}.task_args": {"modality": "picture"}}, [TASK, "modality", "'picture'", "'image'"]),
+    "content of the world": ({f"{TASK}.source.content": "captions"}, [TASK, "'captions'", "did you mean 'caption'?"]),
+    "objective": (
+        {"stages.0.objective.name": "cross_entropie"},
+        ["objective", "did you mean 'cross_entropy'?", "grpo"],
+    ),
+    "objective argument": (
+        {"stages.0.objective.args": {"label_smooth": 0.1}},
+        ["stages.0.objective", "'label_smooth'", "did you mean 'label_smoothing'?", "log_end"],
+    ),
+    "objective value": ({"stages.0.objective.args": {"label_smoothing": 1.5}}, ["objective", "label_smoothing is 1.5"]),
+    "objective type": ({"stages.0.objective.args": {"log_end": "late"}}, ["objective", "wrong type", "'late'"]),
+    "reward": (
+        {"stages.0.objective": {"name": "grpo", "args": {"rewards": {"cider": 1.0}}}},
+        ["objective.args.rewards", "'cider'", "did you mean 'cider_d'?", "brevity"],
+    ),
+    "model option": ({"model.d_modle": 32}, ["model", "'d_modle'", "did you mean 'd_model'?"]),
+    "encoder option": (
+        {"stages.1.add.video_encoder.depth": [1]},
+        ["stages.1.add", "'depth'", "did you mean 'depths'?"],
+    ),
+    "encoder": ({"stages.1.add": {"vision_encoder": {}}}, ["stages.1.add", "'vision_encoder'", "video_encoder"]),
+    "network": ({"model.image_encoder.name": "resnet81"}, ["image_encoder.name", "'resnet81'", "resnet18"]),
+    "processor option": ({"processor.image_size": 96}, ["processor", "'image_size'", "image_px"]),
+    "frozen part": (
+        {"stages.0.freeze": ["encoder.embed_image."]},
+        ["stages.0", "'encoder.embed_image.'", "encoder.embed_images"],
+    ),
+    "scaled part": (
+        {"stages.0.optim.lr_scale": {"encodr": 0.1}},
+        ["stages.0.optim", "lr_scale", "'encodr'", "encoder."],
+    ),
+    "search option": (
+        {"evaluations": [EVALUATION | {"search": {"num_beams": 5}}]},
+        ["evaluations.0.search", "'num_beams'", "beam"],
+    ),
+    "search type": ({"evaluations": [EVALUATION | {"search": {"beam": "five"}}]}, ["evaluations.0.search", "'five'"]),
+    "submission": (
+        {"evaluations": [EVALUATION | {"submission": "coc"}]},
+        ["evaluations.0.submission", "did you mean 'coco'?"],
+    ),
+    "second of a name": ({"evaluations": [EVALUATION, EVALUATION]}, ["evaluations.1.name", "'a' is taken"]),
+    # missing files
+    "built-in model": ({"init": "unival-tniy", "model": {}}, ["init", "unival-tniy", "unival-tiny"]),
+    "rows": (
+        {f"{TASK}.source": {"manifest": "rowz.jsonl"}},
+        ["source.manifest", "rowz.jsonl", "did you mean 'rows.jsonl'?"],
+    ),
+    "rows under the root": (
+        {f"{TASK}.source": {"manifest": "$data/coco/train.jsonl"}},
+        ["data/coco/train.jsonl", "data.root"],
+    ),
+    "answers": ({f"{TASK}.task_args": {"candidates_file": "answers.txt"}}, ["candidates_file", "answers.txt"]),
+    "words": ({"tokenizer.bpe": "bart"}, ["tokenizer.bpe", "no such file: bart"]),
+    "encoder weights": (
+        {"encoder_weights": {"image_encoder": "resnet.pth"}},
+        ["encoder_weights.image_encoder", "resnet.pth"],
+    ),
+    "run folder is a file": ({"out": "rows.jsonl"}, ["out", "'rows.jsonl' is not a folder"]),
+}
+
+
+def settings(changes: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a small run with some values changed, by dotted key."""
+    run = copy.deepcopy(tiny.run_settings(Path("run")))
+    for key, value in changes.items():
+        node: Any = run
+        *parents, last = key.split(".")
+        for name in parents:
+            node = node[int(name)] if isinstance(node, list) else node.setdefault(name, {})
+        if isinstance(node, list):
+            node[int(last) : int(last) + 1] = [value]
+        elif value is None:
+            del node[last]
+        else:
+            node[last] = value
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "rows.jsonl").write_text("{}", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_run_that_the_mistakes_are_made_in_is_right(folder: Path) -> None:
+    (folder / "run.yaml").write_text(write_yaml(settings({})), encoding="utf-8")
+    check_run(load_config(folder / "run.yaml", [], RunConfig))
+
+
+@pytest.mark.parametrize(("changes", "expected"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_explained_and_nothing_is_written(
+    folder: Path, changes: dict[str, Any], expected: list[str]
+) -> None:
+    (folder / "run.yaml").write_text(write_yaml(settings(changes)), encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        check_run(load_config(folder / "run.yaml", [], RunConfig))
+    message = str(caught.value)
+    assert [part for part in expected if part not in message] == [], message
+    assert len(caught.value.lines()) <= 3
+    assert sorted(path.name for path in folder.iterdir()) == ["rows.jsonl", "run.yaml"]
+
+
+OVERRIDES = {
+    "item that is not there": (["stages.5.steps=3"], ["'stages' is a list and has no item '5'", "valid items: 0 to 1"]),
+    "no value": (["seed"], ["expected key.sub=value", "'seed'"]),
+    "into a number": (["seed.a=1"], ["'seed' is 1, not a section"]),
+}
+
+
+@pytest.mark.parametrize(("overrides", "expected"), OVERRIDES.values(), ids=OVERRIDES)
+def test_a_mistake_in_an_override_is_explained(folder: Path, overrides: list[str], expected: list[str]) -> None:
+    (folder / "run.yaml").write_text(write_yaml(settings({"seed": 1})), encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        load_config(folder / "run.yaml", overrides, RunConfig)
+    assert [part for part in expected if part not in str(caught.value)] == [], str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["train", "run.yaml", "precision=fp8"], "precision"),
+        (["train", "run.yaml", "stages.0.objective.name=cross"], "cross_entropy"),
+        (["plan", "rum.yaml"], "did you mean 'run.yaml'?"),
+    ],
+)
+def test_the_command_line_exits_with_2_and_writes_nothing(folder: Path, arguments: list[str], expected: str) -> None:
+    (folder / "run.yaml").write_text(write_yaml(settings({})), encoding="utf-8")
+    done = subprocess.run([sys.executable, "-m", "unival", *arguments], capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 2
+    assert expected in done.stderr
+    assert len(done.stderr.splitlines()) <= 3
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in folder.iterdir()) == ["rows.jsonl", "run.yaml"]

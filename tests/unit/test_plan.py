@@ -1,0 +1,197 @@
+"""The planner: its counts are those of the model, of torch's own counter, and of arithmetic by hand."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from typer.testing import CliRunner
+
+from tests import tiny
+from unival.cli import app
+from unival.config import dump_config, load_config
+from unival.errors import UserError
+from unival.optim import freeze
+from unival.plan import FLOAT, SizesFile, estimate, examples_per_row, media_per_row, with_sizes
+from unival.plan_cost import GPUS, cost, does_not_fit, find_gpu
+from unival.schema import GroupConfig, RunConfig
+from unival.sketch import sketch
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+SOURCE = {"world": "train", "limit": 24}
+
+
+def run(**changes: Any) -> RunConfig:
+    """Return a small run; its vocabulary is that of the tests' model."""
+    return RunConfig.model_validate(tiny.run_settings(Path("run"), **changes))
+
+
+def group(**fields: Any) -> GroupConfig:
+    return GroupConfig.model_validate({"rows": 8, "tasks": [{"task": "caption", "source": SOURCE}]} | fields)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "changes", "parameters"),
+    [
+        # Measured on the reference implementation (specification 1.3).
+        ("base.yaml", {"video_encoder": None}, 200_038_704),
+        ("base.yaml", {}, 250_489_072),
+        ("base_audio.yaml", {}, 329_979_120),
+    ],
+)
+def test_the_parameters_of_the_full_model_are_those_measured(
+    file: str, changes: dict[str, Any], parameters: int
+) -> None:
+    start = run(init="elsewhere", model=changes, processor={}, stages=[run().stages[0].model_dump()])
+    (shape,) = sketch(with_sizes(start, CONFIGS / "model" / file))
+    assert sum(parameter.numel() for parameter in shape.build().parameters()) == parameters
+
+
+def test_parameters_and_trained_ones_are_those_of_the_model() -> None:
+    config = run(init=None)
+    stage = config.stages[0].model_copy(update={"freeze": ["encoder.embed_images"]})
+    config = config.model_copy(update={"stages": [stage]})
+    (found,) = estimate(config)
+    vocabulary = 300 + tiny.NUM_CODES + tiny.NUM_BINS
+    model = tiny.build_model(vocab_size=vocabulary, max_text_positions=160, video_encoder=None, audio_encoder=None)
+    freeze(model, stage)
+    assert found.total == sum(parameter.numel() for parameter in model.parameters())
+    assert found.trained == sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert found.stored == found.total + sum(buffer.numel() for buffer in model.buffers())
+    assert found.parameters["image encoder"] == sum(p.numel() for p in model.encoder.embed_images.parameters())
+
+
+def test_arithmetic_is_that_of_torchs_counter_on_real_tensors() -> None:
+    config = run(stages=[run().stages[0].model_dump() | {"groups": [group(rows=1).model_dump()]}])
+    (found,) = estimate(config)
+    vocabulary = 300 + tiny.NUM_CODES + tiny.NUM_BINS
+    model = tiny.build_model(vocab_size=vocabulary, max_text_positions=160, video_encoder=None, audio_encoder=None)
+    model.train()
+    inputs = {"input_ids": torch.full((1, 8), 5), "pixel_values": torch.rand(1, 3, 24, 24)}
+    # Fused attention exists on the CPU and not on the meta device, and torch does not count its products.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model(**inputs, decoder_input_ids=torch.full((1, 14), 5)).logits.sum().backward()
+    assert found.flops == counter.get_total_flops()
+
+
+def test_frozen_encoders_cost_no_backward_pass_and_keep_nothing() -> None:
+    image = group(rows=4)
+    free = run(stages=[run().stages[0].model_dump() | {"groups": [image.model_dump()]}])
+    stage = free.stages[0].model_copy(update={"freeze": ["encoder.embed_images", "encoder.image_proj"]})
+    (one,), (two,) = estimate(free), estimate(free.model_copy(update={"stages": [stage]}))
+    assert two.flops < one.flops
+    assert two.groups[0].activations < one.groups[0].activations
+    assert two.trained < one.trained
+    assert two.total == one.total
+
+
+def test_layers_that_are_computed_again_keep_less_and_cost_more() -> None:
+    stages = [run().stages[0].model_dump()]
+    (one,), (two,) = estimate(run(stages=stages)), estimate(run(stages=stages, checkpoint_activations=True))
+    assert two.groups[0].activations < one.groups[0].activations
+    assert one.flops < two.flops < 4 / 3 * one.flops
+
+
+def test_rows_are_shared_by_processes_and_passes() -> None:
+    stage = run().stages[0].model_dump() | {"groups": [group().model_dump()]}
+    one = estimate(run(stages=[stage]))[0]
+    four = estimate(run(stages=[stage], accumulation=2), world=2)[0]
+    assert four.examples == one.examples == 8
+    assert four.flops == one.flops
+    assert four.groups[0].activations == pytest.approx(one.groups[0].activations / 4)
+    with pytest.raises(UserError, match=r"8 rows a step cannot be cut into 3 processes x 1 passes"):
+        estimate(run(stages=[stage]), world=3)
+
+
+def test_examples_and_media_of_a_row() -> None:
+    tasks = [
+        {"task": "caption", "source": SOURCE},
+        {"task": "matching", "source": SOURCE, "share": 2},
+        {"task": "vqa", "source": SOURCE | {"limit": 9}, "every": 4},
+    ]
+    apart = group(tasks=tasks, aligned=False)
+    assert examples_per_row(apart) == [1, 2, 0.25]
+    assert media_per_row(apart) == 1.25
+    assert media_per_row(group(tasks=tasks)) == 1
+    pool = group(tasks=[tasks[0] | {"size": 3}, tasks[1] | {"size": 1, "share": 1}], mixing="proportional")
+    assert examples_per_row(pool) == [0.75, 0.25]
+    assert media_per_row(pool) == 1
+
+
+def test_memory_by_hand() -> None:
+    (found,) = estimate(run(stages=[run().stages[0].model_dump()]))
+    alone, ddp, fsdp = (found.memory(kind, 4, has_average=True) for kind in ("none", "ddp", "fsdp"))
+    assert alone["optimizer"] == 2 * FLOAT * found.trained
+    assert alone["gradients"] == FLOAT * found.trained
+    assert alone["average"] == alone["parameters"] == FLOAT * found.stored
+    assert ddp["gradients"] == 2 * alone["gradients"]
+    assert {name: 4 * fsdp[name] for name in ("parameters", "gradients", "optimizer", "average")} == {
+        name: alone[name] for name in ("parameters", "gradients", "optimizer", "average")
+    }
+    assert found.memory("none", 1, has_average=False)["average"] == 0
+    # All four layers of the tests' model are in two pairs: half of their parameters are there at a time.
+    assert found.num_layers == 4
+    assert fsdp["gathered"] == 2 * FLOAT * (found.outside + (found.total - found.outside) / 2)
+
+
+def test_time_follows_from_arithmetic_traffic_and_the_data_sheet() -> None:
+    config = run(stages=[run().stages[0].model_dump()])
+    (found,) = estimate(config)
+    gpu = GPUS["h100"]
+    one = cost(config, found, gpu, "none", 1, 0.5)
+    update = 7 * FLOAT * found.trained / 3350e9
+    assert one.compute_seconds == pytest.approx(found.flops / (67e12 * 0.5) + update)  # the tests' runs are fp32
+    assert one.communication_seconds == 0
+    eight = cost(config, found, gpu, "ddp", 8, 0.5)
+    assert eight.communication_seconds == pytest.approx(2 * FLOAT * found.trained * 7 / 8 / 450e9)
+    assert eight.compute_seconds == pytest.approx(found.flops / 8 / (67e12 * 0.5) + update)
+    assert eight.seconds >= eight.compute_seconds
+    with pytest.raises(UserError, match=r"unknown GPU 'h1000'.*did you mean 'h100'\?"):
+        find_gpu("h1000")
+
+
+def test_a_run_that_does_not_fit_is_told_what_helps() -> None:
+    config = run(stages=[run().stages[0].model_dump()])
+    (found,) = estimate(config)
+    memory = found.memory("none", 1, has_average=False)
+    needed = int(sum(memory.values()))
+    assert does_not_fit(config, 1, "none", needed + 1) is None
+    assert "raise `accumulation` to 2" in str(does_not_fit(config, 1, "none", int(needed - memory["activations"] / 2)))
+    assert "more processes" in str(does_not_fit(config, 1, "none", needed // 10))
+    assert "parallel.kind=fsdp" in str(does_not_fit(config, 2, "ddp", needed // 10))
+
+
+def test_the_sizes_of_a_file_replace_weights_that_are_not_here() -> None:
+    config = run(init="models/elsewhere", model={"dropout": 0.2}, processor={"image_px": 64})
+    sized = with_sizes(config, CONFIGS / "model" / "tiny.yaml")
+    tiny_sizes = load_config(CONFIGS / "model" / "tiny.yaml", [], SizesFile)
+    assert sized.init is None
+    assert sized.model["d_model"] == tiny_sizes.model["d_model"]
+    assert sized.model["dropout"] == 0.2
+    assert "video_encoder" not in sized.model  # a stage adds it
+    assert sized.processor["image_px"] == 64
+    assert with_sizes(config, CONFIGS / "model" / "base.yaml").tokenizer.bpe == "BART"
+
+
+def test_weights_that_are_not_here_have_sizes(tmp_path: Path) -> None:
+    dump_config(run(init="models/elsewhere", model={}), tmp_path / "run.yaml")
+    with pytest.raises(UserError, match=r"no such model folder: models/elsewhere.*--sizes configs/model/base\.yaml"):
+        CliRunner().invoke(app, ["plan", str(tmp_path / "run.yaml")], catch_exceptions=False)
+
+
+def test_the_command_prints_one_json_document_or_tables(tmp_path: Path) -> None:
+    dump_config(run(), tmp_path / "run.yaml")
+    found = CliRunner().invoke(app, ["plan", str(tmp_path / "run.yaml"), "--gpu", "l4", "--json"])
+    document = json.loads(found.stdout)
+    assert [stage["name"] for stage in document["stages"]] == ["image", "image-video"]
+    assert document["stages"][0]["total"] == estimate(run())[0].total
+    assert document["stages"][1]["costs"][0]["kind"] == "none"
+    assert document["stages"][0]["costs"][0]["hours"] > 0
+    text = CliRunner().invoke(app, ["plan", str(tmp_path / "run.yaml"), "--world", "2"]).stdout
+    assert "stage image-video" in text
+    assert "fsdp" in text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.yaml"]

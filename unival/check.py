@@ -1,0 +1,194 @@
+"""Everything about a configuration that can be known before anything is written or trained.
+
+Each message names the key, the value, what is valid and what is close to it.
+"""
+
+import inspect
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from unival.building import refuse_unknown
+from unival.config_problem import at
+from unival.data.source import open_source
+from unival.errors import UserError, did_you_mean
+from unival.generate import SearchOptions
+from unival.objectives.base import objective_class
+from unival.optim import build_optimizer, freeze
+from unival.rewards import REWARDS
+from unival.schema import EvaluationConfig, GroupConfig, OptimConfig, RunConfig, SourceConfig, StageConfig, TaskEntry
+from unival.sketch import Sketch, media_defaults, sketch
+from unival.submission import KINDS
+from unival.tasks.base import Task, get_task
+
+MEDIA_SIZES = {"image_px": "image", "video_px": "video", "num_frames": "video"}
+
+
+def check_run(config: RunConfig) -> None:
+    """Refuse a run that cannot work, whatever its data hold.
+
+    Files of rows are looked for, not read.
+
+    Raises:
+        UserError: For the first problem, with its key.
+    """
+    check_out(config.out)
+    check_start(config)
+    stages = sketch(config)
+    for number, (stage, model) in enumerate(zip(config.stages, stages, strict=True)):
+        key = f"stages.{number}"
+        for index, group in enumerate(stage.groups):
+            check_group(group, model, f"{key}.groups.{index}")
+        check_objective(stage, f"{key}.objective")
+        check_patterns(stage, model, key)
+        if stage.validation is not None:
+            check_evaluations(stage.validation.evaluations, model, f"{key}.validation.evaluations")
+    check_evaluations(config.evaluations, stages[-1], "evaluations")
+
+
+def check_out(out: str) -> None:
+    """Refuse a run folder that cannot be made."""
+    folder = Path(out)
+    existing = next(path for path in [folder, *folder.absolute().parents] if path.exists())
+    with at("out"):
+        if not existing.is_dir():
+            raise UserError(f"{out!r} is not a folder: {existing} is a file", fix="choose another `out=...`")
+        if not os.access(existing, os.W_OK):
+            raise UserError(f"{out!r} cannot be written: no permission in {existing}", fix="choose another `out=...`")
+
+
+def check_start(config: RunConfig) -> None:
+    """Refuse weights and tokenizers that are missing, or that nothing would be done with."""
+    with at("bart_weights"):
+        if config.bart_weights is not None and config.init is not None:
+            fix = "give one of them"
+            raise UserError(f"{config.bart_weights!r} would replace what `init` ({config.init!r}) loads", fix=fix)
+        check_exists(config.bart_weights)
+    with at("tokenizer.bpe"):
+        if config.tokenizer.bpe is not None and config.init is not None:
+            raise UserError(
+                f"{config.tokenizer.bpe!r} is not used: `init` brings its tokenizer", fix="give one of them"
+            )
+        check_exists(config.tokenizer.bpe)
+    joining = {name for stage in config.stages for name in stage.add}
+    if config.init is None:
+        joining |= {name for name, options in config.model.items() if options is not None}
+    for name, path in config.encoder_weights.items():
+        if name in joining:  # those of others serve `unival.align_names`
+            with at(f"encoder_weights.{name}"):
+                check_exists(path)
+
+
+def check_group(group: GroupConfig, model: Sketch, key: str) -> None:
+    """Refuse tasks that the model cannot learn, and sizes that nothing would use."""
+    modalities: dict[str, str] = {}
+    for index, entry in enumerate(group.tasks):
+        task = check_task(entry, model, f"{key}.tasks.{index}")
+        modalities.setdefault(task.modality, f"{entry.task}")
+    if len(modalities) > 1:
+        listed = " and ".join(f"{modality} ({task})" for modality, task in modalities.items())
+        raise UserError(f"a group has one modality, got {listed}", key, "give each its own group")
+    for name, modality in MEDIA_SIZES.items():
+        if getattr(group, name) is not None and modality not in modalities:
+            what = f"{name} is {getattr(group, name)}, but the group has no {modality}s"
+            raise UserError(what, key, f"its modality is {next(iter(modalities))}: remove {name}")
+
+
+def check_task(entry: TaskEntry | EvaluationConfig, model: Sketch, key: str) -> Task:
+    """Build a task from its arguments and look for the files it needs."""
+    with at(key):
+        task = get_task(entry.task, entry.task_args)
+        if not model.has(task.modality):
+            fix = f"add it: stages.N.add: {{{task.modality}_encoder: {{...}}}}, or `model.{task.modality}_encoder`"
+            raise UserError(
+                f"task {entry.task!r} shows {task.modality}s, and the model has no encoder for them", fix=fix
+            )
+    for name, value in entry.task_args.items():
+        if name.endswith("_file") or name == "document_frequencies":
+            with at(f"{key}.task_args.{name}"):
+                check_exists(value)
+    check_source(entry.source, entry.task, task, f"{key}.source")
+    return task
+
+
+def check_source(source: SourceConfig, name: str, task: Task, key: str) -> None:
+    """Look for the file of rows; rows of the world are only described."""
+    for kind in ("manifest", "tsv", "media_root"):
+        with at(f"{key}.{kind}"):
+            check_exists(getattr(source, kind))
+    if source.world is not None:
+        with at(key):
+            open_source(source, name, task.modality)
+
+
+def check_objective(stage: StageConfig, key: str) -> None:
+    """Refuse unknown objectives, arguments and rewards; values are checked where that needs no data."""
+    name, args = stage.objective.name, stage.objective.args
+    with at(key):
+        cls = objective_class(name, args)
+        if "rows" not in inspect.signature(cls).parameters:
+            try:
+                cls(processor=None, **{name: value for name, value in args.items() if name != "answers"})
+            except TypeError as error:  # what comparing and counting raise
+                raise UserError(f"an argument has the wrong type: {error}", f"args, got {args}") from None
+    answers = args.get("answers")
+    for task, path in (answers if isinstance(answers, Mapping) else {}).items():
+        if isinstance(path, str):
+            with at(f"{key}.args.answers.{task}"):
+                check_exists(path)
+    rewards = args.get("rewards")
+    for reward in rewards if isinstance(rewards, Mapping) else ():
+        with at(f"{key}.args.rewards"):
+            if reward.split(":")[0] not in REWARDS:
+                raise UserError(f"unknown reward {reward!r}", fix=did_you_mean(reward, REWARDS))
+
+
+def check_patterns(stage: StageConfig, model: Sketch, key: str) -> None:
+    """Refuse patterns that match no parameter, and options that no encoder takes."""
+    with at("model"):
+        network = model.build()
+    with at(key):
+        freeze(network, stage)
+    with at(f"{key}.optim"):
+        options = {"lr_scale": stage.optim.lr_scale, "muon": stage.optim.muon}
+        build_optimizer(network, OptimConfig.model_validate(options))
+
+
+def check_evaluations(evaluations: Iterable[EvaluationConfig], model: Sketch, key: str) -> None:
+    """Refuse evaluations that cannot run, or whose results would overwrite each other."""
+    names: set[str] = set()
+    for index, evaluation in enumerate(evaluations):
+        place = f"{key}.{index}"
+        if evaluation.name in names:
+            raise UserError(f"the name {evaluation.name!r} is taken", f"{place}.name", "give each evaluation its own")
+        names.add(evaluation.name)
+        check_task(evaluation, model, place)
+        with at(f"{place}.search"):
+            check_search(evaluation.search)
+        with at(f"{place}.processor"):
+            refuse_unknown("processor", evaluation.processor, media_defaults())
+        with at(f"{place}.submission"):
+            if evaluation.submission is not None and evaluation.submission not in KINDS:
+                what = f"unknown submission format {evaluation.submission!r}"
+                raise UserError(what, fix=did_you_mean(evaluation.submission, KINDS))
+
+
+def check_search(options: Mapping[str, Any]) -> None:
+    """Refuse search options that do not exist or have the wrong type."""
+    try:
+        SearchOptions.from_original(options)
+    except TypeError:
+        wrong = {name: value for name, value in options.items() if isinstance(value, str | list | dict)}
+        raise UserError(f"expected numbers, got {wrong}", fix="write numbers without quotes") from None
+
+
+def check_exists(path: Any) -> None:
+    """Refuse the path of a file or folder that is not there; None is no path."""
+    if path is None or Path(path).exists():
+        return
+    parent = Path(path).parent
+    if parent.is_dir():
+        siblings = sorted(entry.name for entry in parent.iterdir() if not entry.name.startswith("."))
+        raise UserError(f"no such file: {path}", fix=f"in {parent}: {did_you_mean(Path(path).name, siblings)}")
+    raise UserError(f"no such file: {path}", fix=f"there is no folder {parent}; paths of data start at `data.root`")

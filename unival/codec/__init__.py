@@ -1,0 +1,1 @@
+"""Image codecs: pictures as grids of codes, and back (`unival.codec.base`)."""

@@ -1,0 +1,118 @@
+"""`unival codec`: pictures to codes, codes to pictures, and a small codec of one's own."""
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from unival.errors import UserError
+
+app = typer.Typer(help="Pictures as codes, for text-to-image.", no_args_is_help=True)
+CodecOption = Annotated[str, typer.Option("--codec", help="VQGAN checkpoint, or a folder of `codec train`.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+BATCH_SIZE = 16
+
+
+@app.command()
+def encode(
+    manifest: Annotated[Path, typer.Argument(help="Manifest of pictures with captions.")],
+    out: Annotated[Path, typer.Argument(help="Manifest to write: the text fields and `codes`.")],
+    codec: CodecOption,
+    side: Annotated[int, typer.Option("--side", min=8, help="Pixels that pictures are squashed to.")] = 256,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a manifest for text-to-image.
+
+    Example: unival codec encode data/coco/train.jsonl data/coco_codes/train.jsonl --codec vqgan/model.ckpt
+    """
+    import torch
+
+    from unival.atomic import replacing
+    from unival.codec.base import load_codec, to_pixels
+    from unival.data.manifest import ManifestRows
+    from unival.log import track
+
+    network, rows = load_codec(codec), ManifestRows(manifest)
+    starts = range(0, len(rows), BATCH_SIZE)
+    with replacing(out) as file:
+        for start in track(starts, "encode", len(starts)):
+            part = [rows[index] for index in range(start, min(start + BATCH_SIZE, len(rows)))]
+            without = next((row["uid"] for row in part if "image" not in row), None)
+            if without is not None:
+                raise UserError("a row has no picture", where=f"{manifest}: {without}", fix="give it `image`")
+            grids = network.encode(torch.stack([to_pixels(row["image"], side) for row in part]))
+            for row, grid in zip(part, grids, strict=True):
+                texts = {name: value for name, value in row.items() if name not in {"image", "media_id", "codes"}}
+                file.write(json.dumps(texts | {"codes": grid.flatten().tolist()}, ensure_ascii=False) + "\n")
+    summary = {"rows": len(rows), "codes": (side // network.patch) ** 2, "written": str(out)}
+    print(json.dumps(summary) if as_json else f"{len(rows)} pictures of {summary['codes']} codes: {out}")
+
+
+@app.command()
+def decode(
+    predictions: Annotated[Path, typer.Argument(help="Predictions of text-to-image, or a manifest with `codes`.")],
+    out: Annotated[Path, typer.Argument(help="Folder for one PNG file per row.")],
+    codec: CodecOption,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw what a model has written.
+
+    Example: unival codec decode runs/eval/predictions-pictures.jsonl pictures --codec vqgan/model.ckpt
+    """
+    from PIL import Image
+
+    from unival.atomic import replacing
+    from unival.codec.base import load_codec, to_grid, to_picture
+
+    network, written = load_codec(codec), []
+    for number, row in enumerate(read_rows(predictions), start=1):
+        codes = row.get("prediction", row.get("codes"))
+        if not isinstance(codes, list) or not all(isinstance(code, int) for code in codes):
+            fix = "give it `prediction` or `codes`, a list of numbers"
+            raise UserError("a row has no codes", where=f"{predictions}:{number}", fix=fix)
+        pixels = network.decode(to_grid(codes, network.num_codes))[0]
+        path = out / f"{number:06d}-{re.sub(r'[^A-Za-z0-9_.-]+', '_', str(row.get('uid', '')))[:80]}.png"
+        with replacing(path, "wb") as file:
+            Image.fromarray(to_picture(pixels)).save(file, "PNG")
+        written.append(str(path))
+    print(json.dumps({"pictures": written}) if as_json else f"{len(written)} pictures: {out}")
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Argument(help="Folder for the codec.")],
+    steps: Annotated[int, typer.Option("--steps", min=1)] = 2000,
+    seed: Annotated[int, typer.Option("--seed")] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a small codec on the embedded world; prints its error on held-out pictures.
+
+    Example: unival codec train codecs/mine --steps 2000
+    """
+    from unival.codec.train import train_codec
+
+    report = train_codec(out, steps=steps, seed=seed)
+    print(json.dumps(report) if as_json else "\n".join(f"{name}: {value}" for name, value in report.items()))
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a JSON-lines file.
+
+    Raises:
+        UserError: If it is missing, or a line is no object.
+    """
+    if not path.is_file():
+        raise UserError("no such file", where=str(path))
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if not isinstance(row, dict):
+                raise UserError("a line is no JSON object", where=f"{path}:{number}")
+            rows.append(row)
+    return rows

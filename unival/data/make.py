@@ -1,0 +1,165 @@
+"""A manifest for one's own data: from a CSV file with a header, or from a folder of media."""
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from unival.atomic import replacing
+from unival.data.archive import EXTENSIONS
+from unival.data.fields import MEDIA_COLUMNS, check_row, parse_text, resolve_media
+from unival.data.image import image_size
+from unival.errors import UserError, did_you_mean
+
+# Headers that people use, by the field they mean.
+ALIASES = {
+    "uid": ("uid", "id"),
+    "medium": ("file", "path", "filename", "file_name", "filepath", "media"),
+    "image": ("image", "image_path", "img"),
+    "video": ("video", "video_path"),
+    "audio": ("audio", "audio_path", "sound"),
+    "captions": ("captions",),
+    "caption": ("caption", "title", "description"),
+    "question": ("question",),
+    "answers": ("answers", "answer"),
+    "text": ("text", "expression", "statement", "hypothesis"),
+    "label": ("label",),
+    "box": ("box", "bbox"),
+}
+CORNERS = ("x0", "y0", "x1", "y1")
+MAX_CELL_CHARS = 10_000_000
+
+
+def rows_of_csv(path: str | Path, fields: Mapping[str, str] | None = None) -> Iterator[dict[str, Any]]:
+    """Yield manifest rows of a CSV file (commas, semicolons or tabs); media paths are relative to its folder.
+
+    Lists are written with `&&`, boxes as `x0,y0,x1,y1` or in four columns; the kind of a `file` follows from its name.
+
+    Args:
+        path: The file; its first line names the columns.
+        fields: The column of each field, where its header is not understood.
+
+    Raises:
+        UserError: The file is missing, empty or malformed, or no column is understood; names the line.
+    """
+    path = Path(path)
+    csv.field_size_limit(MAX_CELL_CHARS)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            head = file.readline()
+            file.seek(0)
+            separator = max(",;\t", key=head.count)
+            reader = csv.DictReader(file, delimiter=separator, strict=True)
+            columns = _columns(reader.fieldnames or [], fields or {}, str(path))
+            for cells in reader:
+                where = f"{path}:{reader.line_num}"
+                if None in cells or None in cells.values():
+                    raise UserError(f"the row has not the {len(cells)} columns of the header", where=where)
+                yield _row(cells, columns, path.parent, where)
+    except FileNotFoundError:
+        raise UserError(f"no such file: {path}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"not UTF-8 text at byte {error.start}", str(path), "save it as CSV in UTF-8") from None
+    except (OSError, csv.Error) as error:
+        raise UserError(f"the file cannot be read: {error}", where=str(path)) from None
+
+
+def rows_of_folder(folder: str | Path) -> Iterator[dict[str, Any]]:
+    """Yield a row for every picture, video and sound below a folder, in the order of their names.
+
+    A text file beside it of the same name (`7.txt` for `7.png`) holds its captions, one per line; a JSON file its
+    fields.
+
+    Raises:
+        UserError: There is no such folder, or a text or JSON file cannot be read.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"no such folder: {folder}")
+    for path in sorted(folder.rglob("*")):
+        column = EXTENSIONS.get(path.suffix.lower().removeprefix("."))
+        if column is None or not path.is_file() or path.name.startswith("."):
+            continue
+        name = path.relative_to(folder).as_posix()
+        row: dict[str, Any] = {"uid": name, column: name}
+        try:
+            if path.with_suffix(".json").is_file():
+                fields = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+                row |= {key: value for key, value in dict(fields).items() if key not in MEDIA_COLUMNS}
+            if path.with_suffix(".txt").is_file():
+                lines = path.with_suffix(".txt").read_text(encoding="utf-8").split("\n")
+                row["captions"] = [line.strip() for line in lines if line.strip()]
+        except (ValueError, TypeError, OSError) as error:
+            raise UserError(f"the text beside it cannot be read: {error}", where=str(path)) from None
+        check_row(row, str(path))
+        yield _with_size(row, path)
+
+
+def write_manifest(rows: Iterable[Mapping[str, Any]], path: str | Path, is_replacing: bool = False) -> int:
+    """Write rows as a manifest and return their number; nothing stays behind when one of them is wrong.
+
+    Raises:
+        UserError: The file exists, cannot be written, or there is no row.
+    """
+    path = Path(path)
+    if path.exists() and not is_replacing:
+        raise UserError(f"{path} exists", fix="choose another --out, or add --force")
+    num_rows, rows = 0, iter(rows)
+    first = next(rows, None)  # before a folder is made for the file
+    if first is None:
+        raise UserError("there is nothing to write: no rows were found")
+    try:
+        with replacing(path) as file:
+            for row in chain([first], rows):
+                file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+                num_rows += 1
+    except OSError as error:
+        raise UserError(f"cannot write the manifest: {error.strerror}", where=str(path)) from None
+    return num_rows
+
+
+def _columns(header: Iterable[str], fields: Mapping[str, str], where: str) -> dict[str, str]:
+    """Return the column of each field."""
+    names = list(header)
+    by_name = {name.strip().lower(): name for name in names}
+    for field, name in fields.items():
+        if name not in names:
+            raise UserError(f"there is no column {name!r} for {field!r}", where=where, fix=did_you_mean(name, names))
+    known = ((field, by_name[alias]) for field, aliases in ALIASES.items() for alias in aliases if alias in by_name)
+    taken = set(fields.values())
+    found = {field: name for field, name in known if name not in taken} | dict(fields)
+    found |= {corner: by_name[corner] for corner in CORNERS if corner in by_name}
+    if not found.keys() & {"medium", *MEDIA_COLUMNS}:
+        fix = f"name it with --field image=COLUMN; the columns are {', '.join(names) or 'missing'}"
+        raise UserError("no column holds the paths of media", where=where, fix=fix)
+    return found
+
+
+def _row(cells: Mapping[str, str], columns: Mapping[str, str], root: Path, where: str) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for field, column in columns.items():
+        cell = cells[column].strip()
+        if not cell or field in CORNERS:
+            continue
+        if field == "medium":
+            field = EXTENSIONS.get(Path(cell).suffix.lower().removeprefix("."), "")
+            if not field:
+                raise UserError(f"neither picture, video nor sound: {cell!r}", where=where)
+        row[field] = parse_text(field, cell, where)
+        if isinstance(row[field], dict):  # answers and their confidences
+            row |= row[field]
+    if set(CORNERS) <= columns.keys():
+        row["box"] = parse_text("box", ",".join(cells[columns[corner]] for corner in CORNERS), where)
+    check_row(row, where)
+    medium = next((row[column] for column in MEDIA_COLUMNS if column in row), None)
+    if medium is None:
+        raise UserError("the row names no medium", where=where)
+    return _with_size(row, Path(str(resolve_media(medium, root, False, where))))
+
+
+def _with_size(row: dict[str, Any], path: Path) -> dict[str, Any]:
+    if "image" in row and "box" in row and "width" not in row:
+        row["width"], row["height"] = image_size(path)
+    return row

@@ -1,0 +1,114 @@
+"""What can change the numbers of an evaluation, written beside them: model, tokenizer, data, search, versions."""
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unival import __version__
+from unival.generate import SearchOptions
+from unival.model.modeling import UnivalForConditionalGeneration
+from unival.model.processing import UnivalProcessor
+from unival.schema import EvaluationConfig
+from unival.tasks.base import Task
+
+PACKAGES = ("transformers", "tokenizers", "numpy", "pillow", "av", "soundfile", "torchvision")
+FILE_ARGUMENTS = ("document_frequencies", "candidates_file", "captions_file", "objects_file", "answer_types_file")
+PROCESSOR_FIELDS = (
+    *("num_bins", "image_px", "video_px", "num_frames", "sample_rate", "audio_seconds", "video_fit"),
+    *("pixel_mean", "pixel_std", "audio_pad", "audio_crop", "audio_int16"),
+)
+
+
+def settings(
+    model: UnivalForConditionalGeneration,
+    processor: UnivalProcessor,
+    task: Task,
+    config: EvaluationConfig,
+    search: SearchOptions,
+    weights: str,
+) -> dict[str, Any]:
+    """Return everything known before the first prediction that can change one.
+
+    Args:
+        model, processor, task, config: Of the evaluation.
+        search: Its settings for a batch; with a prompt before the answer, `max_len_b` counts that prompt too.
+        weights: `weights_hash` of the model.
+    """
+    arguments, kind = task.model_dump(mode="json"), model.device.type
+    files = {name: arguments[name] for name in FILE_ARGUMENTS if arguments.get(name)}
+    return {
+        "task": config.task,
+        "task_args": arguments,
+        "search": asdict(search) | {"decoder": "sample" if search.sampling else "beam"},
+        "source": config.source.model_dump(mode="json", exclude_defaults=True),
+        "source_files": {
+            name: file_state(path) for name, path in (("manifest", config.source.manifest), ("tsv", config.source.tsv))
+        },
+        "files": {name: {"path": path, "sha256": file_hash(path)} for name, path in files.items()},
+        "processor": {name: getattr(processor, name) for name in PROCESSOR_FIELDS},
+        "tokenizer_sha256": text_hash([processor.tokenizer.backend_tokenizer.to_str()]),
+        "weights_sha256": weights,
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "autocast": str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None,
+        "device": kind,
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of everything that computes."""
+    found = {"unival": __version__, "python": platform.python_version(), "torch": str(torch.__version__)}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def weights_hash(model: UnivalForConditionalGeneration) -> str:
+    """Return the sha256 over names, types, shapes and bytes of the weights, in order of names; one of a tie counts."""
+    digest = hashlib.sha256()
+    tied = model._tied_weights_keys
+    for name, tensor in sorted(model.state_dict().items()):
+        if name not in tied:
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def split_hash(records: Iterable[Mapping[str, Any]]) -> str:
+    """Return the sha256 of the text fields of all rows, in order."""
+    return text_hash(json.dumps(record, sort_keys=True, ensure_ascii=False) for record in records)
+
+
+def text_hash(texts: Iterable[str]) -> str:
+    """Return the sha256 of texts, one per line."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(text.encode() + b"\n")
+    return digest.hexdigest()
+
+
+def file_hash(path: str | Path) -> str | None:
+    """Return the sha256 of a file's bytes, None when there is no such file."""
+    path = Path(path)
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_state(path: str | None) -> dict[str, int] | None:
+    """Return size and time of a file, by which a changed one is noticed; None when there is none."""
+    if path is None or not Path(path).is_file():
+        return None
+    facts = Path(path).stat()
+    return {"bytes": facts.st_size, "mtime_ns": facts.st_mtime_ns}

@@ -1,0 +1,46 @@
+"""Signals that ask a run for something: to stop after its checkpoint, or only to write one."""
+
+import signal
+
+STOP = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; its state is on disk.
+
+    Attributes:
+        code: Exit code, 128 + the signal's number.
+    """
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.code = 128 + number
+
+
+class StopSignal:
+    """Note signals until the current step is over.
+
+    SIGINT (Ctrl-C) and SIGTERM ask to stop; a second one stops at once. SIGUSR1, which Slurm can send before the time
+    limit, asks for a checkpoint.
+
+    Attributes:
+        number: Of the signal that asked to stop, 0 if none did.
+        wants_checkpoint: SIGUSR1 came.
+    """
+
+    def __enter__(self) -> "StopSignal":
+        self.number, self.wants_checkpoint = 0, False
+        self.previous = {number: signal.signal(number, self._handle) for number in (*STOP, signal.SIGUSR1)}
+        return self
+
+    def _handle(self, number: int, frame: object) -> None:
+        if number == signal.SIGUSR1:
+            self.wants_checkpoint = True
+        elif self.number:
+            raise KeyboardInterrupt
+        else:
+            self.number = number
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)

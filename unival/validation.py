@@ -1,0 +1,162 @@
+"""What a run looks at on the way: scores on held-out rows, the best models so far, and what the model writes."""
+
+import copy
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unival.answering import generate
+from unival.batch import Batch
+from unival.checkpoint import atomic_folder, quiet_transformers, write_model
+from unival.distributed import World, full_state
+from unival.errors import UserError, did_you_mean
+from unival.evaluate import run_evaluation
+from unival.log import console
+from unival.model.modeling import UnivalForConditionalGeneration
+from unival.model.processing import UnivalProcessor
+from unival.predictions import PredictionStore
+from unival.schema import EvaluationConfig, GroupConfig, ValidationConfig
+from unival.tasks.base import get_task
+
+
+def plain_copy(
+    model: UnivalForConditionalGeneration, tensors: Mapping[str, Tensor], world: World
+) -> UnivalForConditionalGeneration:
+    """Return a model of its own, whole in every process and in evaluation mode; no random number is drawn.
+
+    Generation calls layers as often as an answer is long, which is not the same in all processes: parts that FSDP2
+    gathers together cannot do that.
+
+    Args:
+        model: Gives the configuration.
+        tensors: Its weights or their averages; processes may hold parts of them.
+        world: Of the run.
+    """
+    state = full_state(tensors, world, everywhere=True)
+    with torch.random.fork_rng(devices=[]), quiet_transformers():
+        plain = UnivalForConditionalGeneration(copy.deepcopy(model.config))
+    plain.load_state_dict(state, strict=False)  # of tied weights there is one
+    return plain.to(world.device).eval()  # pyright: ignore[reportArgumentType]
+
+
+def validate(
+    model: UnivalForConditionalGeneration,
+    processor: UnivalProcessor,
+    configs: Sequence[EvaluationConfig],
+    run_dir: Path,
+    world: World,
+) -> dict[str, float]:
+    """Return the mean of every metric as `EVALUATION/METRIC`; the processes share the rows."""
+    found: dict[str, float] = {}
+    folder = run_dir / ".validation"
+    with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):
+        for config in configs:
+            world.on_main(lambda: shutil.rmtree(folder, ignore_errors=True))
+            result = run_evaluation(model, processor, config, PredictionStore(folder, world))
+            found |= {f"{config.name}/{name}": float(values.mean()) for name, values in result.scores.items()}
+            found |= {f"{config.name}/{name}": float(value) for name, value in result.corpus.items()}
+            world.gather(None)  # everybody has read the rows
+        world.on_main(lambda: shutil.rmtree(folder, ignore_errors=True))
+    return found
+
+
+class Watch:
+    """The best values of the monitored metric in a stage, and how many validations ago the last one was.
+
+    Args:
+        config: What is watched.
+        state: What `state` returned, when the run goes on.
+    """
+
+    def __init__(self, config: ValidationConfig | None, state: Mapping[str, Any]) -> None:
+        self.config = config
+        self.best: list[tuple[float, str]] = [(score, name) for score, name in state.get("best", [])]
+        self.since_best: int = state.get("since_best", 0)
+        self.patience = None if config is None else config.patience
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        return {"best": self.best, "since_best": self.since_best}
+
+    def take(self, scores: Mapping[str, float], name: str) -> bool:
+        """Note a validation; return whether its model is among the best, which then has this name.
+
+        Raises:
+            UserError: If the monitored metric was not measured.
+        """
+        if self.config is None or self.config.monitor is None:
+            return False
+        monitor = self.config.monitor
+        if monitor not in scores:
+            raise UserError(f"monitor: there is no metric {monitor!r}", fix=did_you_mean(monitor, scores))
+        sign = 1.0 if self.config.mode == "max" else -1.0
+        before = self.best[0] if self.best else None
+        ranked = sorted([*self.best, (scores[monitor], name)], key=lambda item: -sign * item[0])  # ties: the older one
+        self.best = ranked[: self.config.keep_best]
+        self.since_best = 0 if self.best[0] != before else self.since_best + 1
+        return name in [kept for _, kept in self.best]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether patience is at its end."""
+        return self.patience is not None and self.since_best >= self.patience
+
+
+def save_best(
+    folder: Path,
+    watch: Watch,
+    name: str,
+    states: Mapping[str, Mapping[str, Tensor]],
+    model: UnivalForConditionalGeneration,
+    processor: UnivalProcessor,
+) -> None:
+    """Write `FOLDER/NAME/` with a model folder per state, and delete those of the stage that are no longer best."""
+    scores = {kept: score for score, kept in watch.best}
+    with atomic_folder(folder / name) as temporary:
+        for kind, state in states.items():
+            (temporary / kind).mkdir()
+            write_model(temporary / kind, model, processor, state=state)
+        (temporary / "score.json").write_text(json.dumps({"name": name, "score": scores[name]}), encoding="utf-8")
+    for path in folder.glob(f"{name.rpartition('-step-')[0]}-step-*"):
+        if path.name not in scores:
+            shutil.rmtree(path)
+
+
+def show_samples(
+    model: UnivalForConditionalGeneration,
+    processor: UnivalProcessor,
+    groups: Sequence[GroupConfig],
+    batches: Sequence[Batch],
+    count: int,
+    path: Path,
+    step: int,
+) -> None:
+    """Print what the model writes for the first examples of each batch, tasks in turn, and append it to a file."""
+    rows = []
+    for group, batch in zip(groups, batches, strict=True):
+        for index in first_of_each(batch.task_names, count):
+            entry = next(entry for entry in group.tasks if entry.task == batch.task_names[index])
+            example = batch.examples[index]
+            inputs = processor.collate([example]).inputs
+            with torch.random.fork_rng(devices=[]):
+                text = generate(model, processor, get_task(entry.task, entry.task_args), inputs)[0]
+            row = {"step": step, "task": entry.task, "uid": example.uid, "prompt": example.prompt}
+            rows.append(row | {"target": example.target, "prediction": text})
+            console.print(f"{example.prompt} -> {text} (should be: {example.target})", markup=False)
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def first_of_each(names: Iterable[str], count: int) -> list[int]:
+    """Return `count` indices: the first of every name, then the second of every name, and so on."""
+    seen: dict[str, int] = {}
+    turns = []
+    for index, name in enumerate(names):
+        seen[name] = seen.get(name, 0) + 1
+        turns.append((seen[name], index))
+    return [index for _, index in sorted(turns)[:count]]
