@@ -9,7 +9,7 @@ PYTHON ?= $(shell for python in python3.11 python3 python; do \
 PIP_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format pretrain-tiny clean
+.PHONY: help setup demo test check format notebooks pretrain-tiny clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
@@ -39,6 +39,12 @@ check: $(STAMP) ## Check style, format and types.
 format: $(STAMP) ## Format the code and repair what can be repaired by itself.
 	@$(BIN)/ruff check --fix-only --exit-zero --quiet .
 	@$(BIN)/ruff format .
+
+notebooks: $(STAMP) ## Execute notebooks/*.py and store them with their outputs as notebooks/*.ipynb.
+	@$(BIN)/python -c "import ipykernel, jupytext, nbclient" 2>/dev/null || \
+		$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -e ".[notebooks]"
+	@rm -rf runs/notebooks
+	@$(BIN)/python notebooks/render.py
 
 runs/encoders/image.safetensors: | $(STAMP)
 	@$(BIN)/python -m unival.pretrain_encoder image configs/pretrain/tiny.yaml --out $@ --steps 4500

@@ -43,15 +43,19 @@ LEFT, RIGHT, BAR, TOP, BOTTOM, GAP, LINE = 0.85, 0.3, 0.85, 0.45, 0.62, 0.95, 0.
 
 def save_figure(figure: Figure, out_dir: Path, stem: str, kinds: Sequence[str] = ("png", "svg")) -> list[Path]:
     """Write the figure as ``stem.png`` and ``stem.svg``; return their paths."""
-    with mpl.rc_context(STYLE):
-        canvas = draw(figure)
-        paths = []
-        for kind in kinds:
-            buffer = BytesIO()
-            canvas.savefig(buffer, format=kind, metadata={"Software": None} if kind == "png" else {"Date": None})
-            write_bytes(out_dir / f"{stem}.{kind}", buffer.getvalue())
-            paths.append(out_dir / f"{stem}.{kind}")
+    paths = []
+    for kind in kinds:
+        write_bytes(out_dir / f"{stem}.{kind}", rendered(figure, kind))
+        paths.append(out_dir / f"{stem}.{kind}")
     return paths
+
+
+def rendered(figure: Figure, kind: str) -> bytes:
+    """Return the figure as the content of a ``png`` or ``svg`` file."""
+    with mpl.rc_context(STYLE):
+        buffer = BytesIO()
+        draw(figure).savefig(buffer, format=kind, metadata={"Software": None} if kind == "png" else {"Date": None})
+    return buffer.getvalue()
 
 
 def draw(figure: Figure) -> Canvas:

@@ -6,15 +6,17 @@ The encoders of `unival.pretrain_encoder` tell concepts apart, but the Transform
 each by itself. Here the projections of the encoders and the table of token embeddings are fitted so that the token of
 a cell points at the tokens of the name under it: logit = token . mean of the name's embeddings. One linear map each,
 thrown away afterwards, also leads from the token to the words for the background's colour, the group and the motion,
-and to the position bins of the box, whose embeddings start as smooth functions of the position. What is left for the
-curriculum is to copy, to order and to relate. The encoders and everything else stay as they are. (The paper starts
-from BART, whose embeddings know their words, and has days of pretraining for the rest.)
+and to the position bins of the box, whose embeddings start as smooth functions of the position. In the other
+direction, two heads of the first encoder layer learn to look from a token of a name to the cells that show it. What
+is left for the curriculum is to copy, to order and to relate. The encoders and everything else stay as they are. (The
+paper starts from BART, whose embeddings know their words, and has days of pretraining for the rest.)
 """
 
 import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +26,8 @@ from torch.utils.data import DataLoader
 from unival.checkpoint import save_model
 from unival.config import load_config
 from unival.data import world
+from unival.model.encoder import UnivalEncoder
+from unival.model.layers import EncoderLayer
 from unival.model.modeling import MEDIA_INPUTS, UnivalForConditionalGeneration
 from unival.model.processing import UnivalProcessor
 from unival.pretrain_encoder import COLOURS, LOG_EVERY, MOTIONS, NONE_WEIGHT, Cells, feature_grid
@@ -33,6 +37,7 @@ from unival.train import start
 BATCH = {"image": 24, "video": 8}
 READING_WEIGHT = 0.3  # of group, colour, motion and each side of the box, beside the name
 SMOOTHNESS = 12.0  # of position bins: half waves over the picture in their embedding, at most
+LOOKUP_HEADS = 2  # of the first encoder layer: from a word to what it names
 BOX_SIDES = ("x0", "y0", "x1", "y1")
 
 
@@ -67,6 +72,7 @@ class Readings(nn.Module):
         bins = processor.tokenizer.convert_tokens_to_ids([f"<bin_{i}>" for i in range(processor.num_bins)])
         self.bins, self.num_bins = torch.tensor(bins), processor.num_bins
         self.group_of = torch.tensor([groups.index(concept.group) for concept in world.concepts()])
+        self.spellings = [ids[1:-1] for ids in processor.encode([concept.name for concept in world.concepts()])]
         self.none = nn.Parameter(torch.zeros(1, width))
         maps = ("group", "colour", "motion", *BOX_SIDES)
         self.maps = nn.ModuleDict({name: nn.Linear(width, width) for name in maps})
@@ -93,6 +99,28 @@ class Readings(nn.Module):
                 shares[name] = ((guesses.argmax(1) - target[known]).abs() <= near).float().mean().item()
         return total, shares
 
+    def lookup(self, encoder: UnivalEncoder, tokens: Tensor, labels: Tensor) -> tuple[Tensor, float]:
+        """Return the loss of finding the cells (B, S) of named concepts among media tokens (B, S, D).
+
+        One token of each name that is shown asks, as it does in a prompt; its loss is minus the logarithm of the
+        attention that the right cells get. Also returns the mean of that attention.
+        """
+        layer = cast(EncoderLayer, encoder.layers[0])
+        numbers = torch.arange(len(labels))[:, None].expand_as(labels)
+        rows, concepts = torch.stack([numbers, labels]).flatten(1).unique(dim=1)
+        rows, concepts = rows[concepts >= 0], concepts[concepts >= 0]
+        spelled = [self.spellings[concept] for concept in concepts.tolist()]
+        ids = torch.tensor([choice[int(torch.randint(len(choice), ()))] for choice in spelled])
+        words = encoder.layernorm_embedding(encoder.embed_tokens.weight[ids] + encoder.type_embedding.weight[0])
+        attention = layer.self_attn
+        query = attention.q_proj(layer.self_attn_layer_norm(words)).unflatten(-1, (attention.num_heads, -1))
+        key = attention.k_proj(layer.self_attn_layer_norm(tokens)).unflatten(-1, (attention.num_heads, -1))[rows]
+        query, key = query[:, :LOOKUP_HEADS], key[:, :, :LOOKUP_HEADS]
+        weights = (torch.einsum("nhk,nshk->nhs", query, key) * attention.scale).log_softmax(-1)  # N H S
+        right = (labels[rows] == concepts[:, None])[:, None]
+        found = weights.masked_fill(~right, -torch.inf).logsumexp(-1)
+        return -found.mean(), found.exp().mean().item()
+
 
 def fit(model: UnivalForConditionalGeneration, processor: UnivalProcessor, steps: int, lr: float) -> None:
     """Fit projections and token embeddings in place, and print how often a cell is read right."""
@@ -101,7 +129,9 @@ def fit(model: UnivalForConditionalGeneration, processor: UnivalProcessor, steps
     table = encoder.embed_tokens.weight
     with torch.no_grad():
         table[readings.bins] = smooth_bins(processor.num_bins, table.shape[1]) * table.std()
+    layer = cast(EncoderLayer, encoder.layers[0])
     trained = [*readings.parameters(), table, *encoder.patch_layernorm_embedding.parameters()]
+    trained += [layer.self_attn.q_proj.weight, layer.self_attn.k_proj.weight]
     streams = {}
     for modality, batch in BATCH.items():
         trained += encoder.get_submodule(f"{modality}_proj").parameters()
@@ -120,7 +150,8 @@ def fit(model: UnivalForConditionalGeneration, processor: UnivalProcessor, steps
             encoded = encoder.encode_media(**{MEDIA_INPUTS[modality]: media})
             assert encoded is not None  # there is a medium
             loss, shares = readings.loss(encoded.tokens, table, cells)
-            total = total + loss
+            found, shares["lookup"] = readings.lookup(encoder, encoded.tokens, cells[0].flatten(1))
+            total = total + loss + found
             for name, share in shares.items():
                 sums[f"{modality} {name}"] = sums.get(f"{modality} {name}", 0.0) + share / LOG_EVERY
         optimizer.zero_grad(set_to_none=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from unival.building import refuse_unknown
+from unival.checkpoint import BUILT_IN_ENCODERS
 from unival.config_problem import at
 from unival.data.source import open_source
 from unival.errors import UserError, did_you_mean
@@ -77,7 +78,7 @@ def check_start(config: RunConfig) -> None:
     for name, path in config.encoder_weights.items():
         if name in joining:  # those of others serve `unival.align_names`
             with at(f"encoder_weights.{name}"):
-                check_exists(path)
+                check_exists(BUILT_IN_ENCODERS.get(path, path))
 
 
 def check_group(group: GroupConfig, model: Sketch, key: str) -> None:
@@ -136,7 +137,7 @@ def check_objective(stage: StageConfig, key: str) -> None:
     for task, path in (answers if isinstance(answers, Mapping) else {}).items():
         if isinstance(path, str):
             with at(f"{key}.args.answers.{task}"):
-                check_exists(path)
+                check_exists(BUILT_IN_ENCODERS.get(path, path))
     rewards = args.get("rewards")
     for reward in rewards if isinstance(rewards, Mapping) else ():
         with at(f"{key}.args.rewards"):

@@ -21,7 +21,7 @@ from rich.progress import (
 
 from unival.errors import UserError
 
-console = Console(stderr=True)
+console = Console(stderr=True, force_jupyter=False)  # a plain line, not a widget, in notebooks
 
 
 def progress(is_shown: bool = True) -> Progress:

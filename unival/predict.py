@@ -5,11 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw
+from pydantic import ValidationError
 
 from unival.answering import generate
 from unival.checkpoint import load_model as load
+from unival.config_problem import explain_validation
 from unival.data.image import load_image
+from unival.data.source import Source, open_source
 from unival.errors import UserError, did_you_mean
+from unival.evaluate import Evaluation, evaluate
+from unival.schema import SourceConfig
 from unival.tasks import PREDICT_TASKS
 from unival.tasks.base import get_task
 
@@ -26,6 +31,7 @@ class Pipeline:
         if task not in PREDICT_TASKS:
             raise UserError(f"unknown task {task!r}", fix=did_you_mean(task, PREDICT_TASKS))
         name, modality = PREDICT_TASKS[task]
+        self.task_name = name
         self.name, self.num_beams = task, num_beams
         self.model, self.processor = load(model)
         if getattr(self.model.config, f"{modality}_encoder") is None:
@@ -72,6 +78,26 @@ class Pipeline:
                 prediction = self.task.parse(answer, record)
                 results.append({"file": record["file"], "task": self.name, "prediction": prediction})
         return results if isinstance(media, list | tuple) else results[0]
+
+    def rows(self, **source: Any) -> Source:
+        """Open rows of this task: of the embedded world with `rows(world="test", limit=300)`, or a data set.
+
+        Args:
+            source: What a configuration says under `source` (`docs/data.md`).
+
+        Raises:
+            UserError: If an argument is wrong, there is no such data set, or the world has no such rows.
+        """
+        try:
+            config = SourceConfig.model_validate(source)
+        except ValidationError as error:
+            raise explain_validation(error, source, SourceConfig, {}, "rows") from None
+        return open_source(config, self.task_name, self.task.modality)
+
+    def evaluate(self, rows: Source, batch_size: int = BATCH_SIZE) -> Evaluation:
+        """Predict for all rows and score each: `unival.intervals(pipeline.evaluate(rows).scores)` is the table."""
+        description = f"evaluate {self.name}"
+        return evaluate(self.model, self.processor, self.task, rows, batch_size, self.num_beams, None, description)
 
     def _record(self, item: Any, text: str | None, index: int) -> dict[str, Any]:
         label = str(item) if isinstance(item, str | Path) else f"input {index}"

@@ -74,6 +74,11 @@ def train(config: RunConfig, fresh: bool = False) -> Path:
     return run_dir / "model"
 
 
+def train_file(path: str | Path, *overrides: str, fresh: bool = False) -> Path:
+    """Train as a file says, with overrides such as `seed=2`: `train_file("config.yaml", "out=runs/a")`; see `train`."""
+    return train(load_config(path, overrides, RunConfig), fresh)
+
+
 def run_stages(config: RunConfig, run_dir: Path, world: World) -> None:
     """Train every stage from the newest valid checkpoint on and write `model/`, and `ema/` with averaging."""
     config = with_steps(config)
@@ -381,7 +386,7 @@ def main(args: Sequence[str]) -> None:
     if not given:
         raise UserError("which configuration?", fix="python -m unival.train CONFIG [key=value ...]")
     try:
-        train(load_config(given[0], given[1:], RunConfig), fresh="--fresh" in args)
+        train_file(given[0], *given[1:], fresh="--fresh" in args)
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         sys.exit(stop.code)

@@ -135,6 +135,12 @@ class Figure:
     num_columns: int = 1
     shares_axes: bool = False
 
+    def _repr_png_(self) -> bytes:
+        """Return what a notebook shows of a figure that is the last line of a cell."""
+        from soups.plot import rendered
+
+        return rendered(self, "png")
+
 
 def shown(value: float) -> str:
     """Return a number with four digits."""

@@ -207,13 +207,14 @@ def test_only_what_changed_is_done_again() -> None:
 
 
 def test_a_study_that_is_killed_at_every_write_ends_with_the_same_numbers() -> None:
-    overrides = ["seeds=[1]", "resamples=20"]
+    merges = "{greedy: {method: greedy, metric: mean}, fusing: {chain: fusing}}"
+    overrides = ["seeds=[1]", "resamples=20", "spider=null", f"merges={merges}", "pairs.0.chains=[]"]
     whole = run_study(load_study(Path("study.yaml"), overrides), Path("whole"))
     num_kills = 0
     while killed_at_write(3, overrides):
         num_kills += 1
         assert num_kills < 200
-    assert num_kills > 20
+    assert num_kills > 10
     killed = json.loads(Path("killed/report.json").read_text())
     assert without_times(killed) == without_times(json.loads(json.dumps(whole)))
     assert not list(Path("killed").rglob("*.tmp"))

@@ -105,6 +105,7 @@ def native_settings(config: UnivalConfig, processor: Mapping[str, Any]) -> dict[
         "_name": "unival_base",
         "arch": "unival_base",
         "task": "caption",
+        **CHOICES,
         **task,
         **dict.fromkeys(FLAGS, True),
         **dict.fromkeys(OFF, False),

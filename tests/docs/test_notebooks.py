@@ -1,0 +1,117 @@
+"""Every notebook is short, runs from its first cell to its last, and is stored with the outputs of its own cells."""
+
+import ast
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from unival.checkpoint import BUILT_IN_ENCODERS
+
+FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "render")
+MAX_LINES = 30
+# Two steps of one row, so that a run takes seconds: what the numbers become is not tested here.
+BRIEFLY = ["stages.0.steps=2", "stages.0.groups.0.rows=2", "workers=0", "stages.0.optim.warmup_steps=1"]
+REINFORCED = [*BRIEFLY, "stages.0.objective.args.samples=2"]
+SMALL: dict[str, dict[str, Any]] = {
+    "captioning": {"NUM_ROWS": 12},
+    "vqa": {"NUM_ROWS": 16},
+    "grounding": {"NUM_ROWS": 9},
+    "video": {"NUM_CAPTIONS": 4, "NUM_QUESTIONS": 8},
+    "audio": {"NUM_ROWS": 6, "OVERRIDES": BRIEFLY},
+    "image_generation": {"STEPS": 4, "NUM_TRAIN": 16, "NUM_TEST": 8},
+    "merging": {"NUM_ROWS": 4, "NUM_POINTS": 3, "OVERRIDES": BRIEFLY},
+    "rewarded_soup": {"NUM_ROWS": 4, "NUM_POINTS": 3, "OVERRIDES": REINFORCED},
+    "unseen_style": {"NUM_ROWS": 4, "OVERRIDES": BRIEFLY},
+}
+
+
+def cells(name: str) -> Iterator[tuple[str, str]]:
+    """Yield the head and the body of every cell of a percent script."""
+    text = (FOLDER / f"{name}.py").read_text(encoding="utf-8")
+    for cell in re.split(r"^# %%", text, flags=re.MULTILINE)[1:]:
+        head, _, body = cell.partition("\n")
+        yield head.strip(), body.strip()
+
+
+def code_cells(name: str) -> list[tuple[str, str]]:
+    return [(head, body) for head, body in cells(name) if "[markdown]" not in head]
+
+
+def run(name: str, parameters: dict[str, Any]) -> list[Any]:
+    """Run all cells in one namespace, parameters replaced after their cell; return what a notebook would show."""
+    import matplotlib.pyplot as plt
+
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    shown = []
+    for head, body in code_cells(name):
+        tree = ast.parse(body)
+        last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+        exec(compile(tree, name, "exec"), namespace)
+        if "parameters" in head:
+            assert parameters.keys() <= namespace.keys()
+            namespace |= parameters
+        if last is not None:
+            value = eval(compile(ast.Expression(last.value), name, "eval"), namespace)
+            shown += [value] if value is not None else []
+            if hasattr(value, "_repr_png_"):
+                assert value._repr_png_().startswith(b"\x89PNG")
+        shown += [plt.figure(number) for number in plt.get_fignums()]
+        for number in plt.get_fignums():
+            plt.figure(number).canvas.draw()
+        plt.close("all")
+    return shown
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_runs_on_few_rows_and_shows_a_picture_and_a_table(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name == "audio" and not BUILT_IN_ENCODERS["unival-tiny-audio"].is_file():
+        pytest.skip("this package has no audio encoder")
+    import matplotlib
+
+    matplotlib.use("Agg")
+    monkeypatch.chdir(FOLDER)  # as Jupyter does
+    num_threads = torch.get_num_threads()
+    writes = any("OUT" in body for _, body in code_cells(name))
+    try:
+        shown = run(name, SMALL[name] | ({"OUT": str(tmp_path / "out")} if writes else {}))
+    finally:
+        torch.set_num_threads(num_threads)
+    tables = [item for item in shown if hasattr(item, "_repr_markdown_")]
+    assert tables
+    assert len(tables) < len(shown)  # the others are pictures
+    for table in tables:
+        assert all(row.low <= row.mean <= row.high for row in table.rows.values())
+        assert all(size > 0 for size in table.sizes.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_has_at_most_thirty_lines_of_code(name: str) -> None:
+    lines = [line for _, body in code_cells(name) for line in body.splitlines() if line.strip()]
+    assert len([line for line in lines if not line.lstrip().startswith("#")]) <= MAX_LINES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_rendered_notebook_has_the_cells_of_its_source_and_no_error(name: str) -> None:
+    path = FOLDER / f"{name}.ipynb"
+    assert path.is_file(), "run make notebooks"
+    rendered = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]).strip() for cell in rendered if cell["cell_type"] == "code"]
+    assert code == [body for _, body in code_cells(name)], "run make notebooks"
+    outputs = [output for cell in rendered if cell["cell_type"] == "code" for output in cell["outputs"]]
+    assert not [output for output in outputs if output["output_type"] == "error"]
+    kinds = {kind for output in outputs for kind in output.get("data", ())}
+    assert {"image/png", "text/markdown"} <= kinds
+
+
+def test_every_notebook_has_small_settings_and_a_row_in_the_readme() -> None:
+    assert set(SMALL) == set(NAMES)
+    listed = re.findall(r"^\| \[(\w+)\]\(\w+\.ipynb\)", (FOLDER / "README.md").read_text("utf-8"), re.MULTILINE)
+    assert sorted(listed) == NAMES
