@@ -47,20 +47,20 @@ notebooks: $(STAMP) ## Execute notebooks/*.py and store them with their outputs 
 	@$(BIN)/python notebooks/render.py
 
 runs/encoders/image.safetensors: | $(STAMP)
-	@$(BIN)/python -m unival.pretrain_encoder image configs/pretrain/tiny.yaml --out $@ --steps 4500
+	@$(BIN)/python -m unival.tiny.pretrain_encoder image configs/pretrain/tiny.yaml --out $@ --steps 4500
 
 runs/encoders/video.safetensors: | $(STAMP)
-	@$(BIN)/python -m unival.pretrain_encoder video configs/pretrain/tiny.yaml --out $@ --steps 3500 --batch 16
+	@$(BIN)/python -m unival.tiny.pretrain_encoder video configs/pretrain/tiny.yaml --out $@ --steps 3500 --batch 16
 
 runs/encoders/audio.safetensors: | $(STAMP)
-	@$(BIN)/python -m unival.pretrain_encoder audio configs/demo/audio.yaml --out $@ --steps 1000
+	@$(BIN)/python -m unival.tiny.pretrain_encoder audio configs/demo/audio.yaml --out $@ --steps 1000
 
 runs/aligned/model.safetensors: runs/encoders/image.safetensors runs/encoders/video.safetensors
-	@$(BIN)/python -m unival.align_names configs/pretrain/tiny.yaml --out runs/aligned
+	@$(BIN)/python -m unival.tiny.align_names configs/pretrain/tiny.yaml --out runs/aligned
 
 pretrain-tiny: runs/aligned/model.safetensors runs/encoders/audio.safetensors ## Train the model that ships; complete parts are kept.
 	@$(BIN)/unival train configs/pretrain/tiny.yaml
-	@$(BIN)/python -m unival.ship runs/pretrain-tiny runs/encoders/audio.safetensors
+	@$(BIN)/python -m unival.tiny.ship runs/pretrain-tiny runs/encoders/audio.safetensors
 
 clean: ## Remove caches and builds; keep .venv and runs.
 	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

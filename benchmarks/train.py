@@ -35,13 +35,13 @@ from unival import train as loop_module
 from unival.batch import Batch
 from unival.checkpoint import load_model, quiet_transformers
 from unival.data.mixture import StageBatches
-from unival.distributed import World
 from unival.log import MetricsLog
 from unival.model.configuration import UnivalConfig
 from unival.model.modeling import UnivalForConditionalGeneration
 from unival.model.processing import UnivalProcessor
-from unival.saving import TrainState
 from unival.schema import RunConfig
+from unival.training.distributed import World
+from unival.training.saving import TrainState
 
 WARM_UP = 2  # steps that do not count: allocations, kernels chosen
 SIDES = ("plain", "trainer", "ours")

@@ -1,6 +1,6 @@
 """Model folders, as `transformers` writes them: complete or absent, never torn; safetensors and JSON only.
 
-Checkpoints of a training run are in `unival.saving`.
+Checkpoints of a training run are in `unival.training.saving`.
 """
 
 import contextlib

@@ -40,8 +40,8 @@ def train(
     from unival.schema import RunConfig
 
     resolved = load_config(config, overrides or [], RunConfig)
-    from unival.stop import Interrupted
     from unival.train import train as run
+    from unival.training.stop import Interrupted
 
     try:
         folder = run(resolved, fresh)
@@ -77,9 +77,9 @@ def plan(
     from unival.schema import RunConfig
 
     resolved = load_config(config, overrides or [], RunConfig)
-    from unival.plan import with_sizes
-    from unival.plan_cost import report
-    from unival.plan_table import print_plan
+    from unival.planning.cost import report
+    from unival.planning.plan import with_sizes
+    from unival.planning.table import print_plan
 
     try:
         found = report(resolved if sizes is None else with_sizes(resolved, sizes), gpu, world, efficiency)
@@ -115,9 +115,9 @@ def evaluate(
 
     suite = load_config(config, overrides or [], EvaluationSuite)
     from unival.checkpoint import load_model
-    from unival.distributed import join
     from unival.evaluate import evaluate_all, find_evaluation, precise
     from unival.schema import ParallelConfig
+    from unival.training.distributed import join
 
     chosen = find_evaluation(suite.evaluations, only or [])
     network, processor = load_model(model)

@@ -17,23 +17,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from unival.answering import closed_set, code_options, generate, search_options
 from unival.atomic import replacing, write_json
 from unival.batch import Example
 from unival.checkpoint import load_model
 from unival.data.source import Source, open_source, row_name
-from unival.distributed import World
 from unival.errors import UserError, did_you_mean
+from unival.evaluation.answering import closed_set, code_options, generate, search_options
+from unival.evaluation.predictions import MemoryStore, PredictionStore, Row, text_fields
+from unival.evaluation.provenance import settings, split_hash, text_hash, weights_hash
+from unival.evaluation.submission import write_submission
 from unival.log import track
 from unival.metrics.bootstrap import bootstrap_mean
 from unival.model.modeling import UnivalForConditionalGeneration
 from unival.model.processing import UnivalProcessor
-from unival.predictions import MemoryStore, PredictionStore, Row, text_fields
-from unival.provenance import settings, split_hash, text_hash, weights_hash
 from unival.rewards import REWARDS, get_reward
 from unival.schema import EvaluationConfig, SourceConfig
-from unival.submission import write_submission
 from unival.tasks.base import Scores, Task, get_task
+from unival.training.distributed import World
 
 
 @dataclass(slots=True)
@@ -266,7 +266,7 @@ def write_predictions(path: Path, result: Evaluation) -> None:
 
 
 def write_submission_file(out_dir: Path, config: EvaluationConfig, result: Evaluation) -> Path:
-    """Write the predictions as the benchmark's own evaluation reads them; `unival.submission` knows the formats."""
+    """Write the predictions as the benchmark's own evaluation reads them (`unival.evaluation.submission`)."""
     assert config.submission is not None
     path = out_dir / f"submission-{config.name}.{'csv' if config.submission == 'clotho' else 'json'}"
     pairs = zip(result.records, result.predictions, strict=True)

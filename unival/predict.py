@@ -7,13 +7,13 @@ from typing import Any
 from PIL import Image, ImageDraw
 from pydantic import ValidationError
 
-from unival.answering import generate
 from unival.checkpoint import load_model as load
 from unival.config_problem import explain_validation
 from unival.data.image import load_image
 from unival.data.source import Source, open_source
 from unival.errors import UserError, did_you_mean
 from unival.evaluate import Evaluation, evaluate
+from unival.evaluation.answering import generate
 from unival.schema import SourceConfig
 from unival.tasks import PREDICT_TASKS
 from unival.tasks.base import get_task

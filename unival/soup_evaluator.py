@@ -22,11 +22,11 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from unival.answering import generate
 from unival.batch import Batch
 from unival.checkpoint import load_model
 from unival.data.source import open_source
 from unival.errors import UserError, did_you_mean
+from unival.evaluation.answering import generate
 from unival.model.modeling import UnivalEncoderOutput, UnivalForConditionalGeneration
 from unival.model.processing import UnivalProcessor
 from unival.rewards import get_reward

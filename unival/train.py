@@ -22,27 +22,35 @@ from torch import Tensor
 
 from unival import __version__
 from unival.batch import Batch
-from unival.building import add_encoders, start
-from unival.check import check_run
 from unival.checkpoint import atomic_folder, load_model, save_model, write_model
 from unival.config import dump_config, load_config
 from unival.data.mixture import RowSlice, Stream, iterate, with_steps
-from unival.distributed import World, average_statistics, copy_full, full_state, join, sync_gradients, wrap
-from unival.ema import Ema, untied
 from unival.errors import UserError, run_cli
 from unival.evaluate import evaluate_all
 from unival.log import Means, Meter, MetricsLog, console, progress
-from unival.losses import Losses, autocast, autocast_dtype, sizes_ahead
-from unival.memory import warn_if_too_large
 from unival.model.modeling import UnivalForConditionalGeneration
 from unival.model.processing import UnivalProcessor
 from unival.objectives.base import Objective, get_objective
-from unival.optim import LossScale, build_optimizer, clip_gradients, freeze, learning_rate, set_train_mode
-from unival.random_state import load_random, seed_process
-from unival.saving import TrainState, clean_up, load_moments, newest_valid, problem_with, read_state, save_training
 from unival.schema import EXECUTION, RunConfig
-from unival.stop import STOP, Interrupted, StopSignal
-from unival.validation import Watch, plain_copy, save_best, show_samples, validate
+from unival.training.building import add_encoders, start
+from unival.training.check import check_run
+from unival.training.distributed import World, average_statistics, copy_full, full_state, join, sync_gradients, wrap
+from unival.training.ema import Ema, untied
+from unival.training.losses import Losses, autocast, autocast_dtype, sizes_ahead
+from unival.training.memory import warn_if_too_large
+from unival.training.optim import LossScale, build_optimizer, clip_gradients, freeze, learning_rate, set_train_mode
+from unival.training.random_state import load_random, seed_process
+from unival.training.saving import (
+    TrainState,
+    clean_up,
+    load_moments,
+    newest_valid,
+    problem_with,
+    read_state,
+    save_training,
+)
+from unival.training.stop import STOP, Interrupted, StopSignal
+from unival.training.validation import Watch, plain_copy, save_best, show_samples, validate
 
 NUM_STATISTICS_ROWS = 1000
 

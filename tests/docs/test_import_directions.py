@@ -10,15 +10,43 @@ ROOT = Path(__file__).resolve().parents[2]
 # A name stands for a module or a whole sub-package; the longest one that fits decides.
 LEVELS: dict[str, list[set[str]]] = {
     "unival": [
-        {"errors", "atomic", "yaml12", "config_problem", "config", "schema", "batch", "log", "submission"}
-        | {"distributed", "random_state", "stop"},
-        {"pickles"},
-        {"data", "model", "metrics", "generate", "weights", "codec", "muon"},
-        {"tasks", "objectives", "rewards", "optim", "checkpoint", "ema", "losses", "saving"},
+        {"errors", "atomic", "yaml12", "config_problem", "config", "schema", "batch", "log", "evaluation.submission"}
+        | {"training.distributed", "training.random_state", "training.stop"},
+        {"pickles", "training", "evaluation", "planning", "tiny"},  # the last four: their empty packages
+        {"data", "model", "metrics", "generate", "weights", "codec", "training.muon"},
+        {
+            "tasks",
+            "objectives",
+            "rewards",
+            "training.optim",
+            "checkpoint",
+            "training.ema",
+            "training.losses",
+            "training.saving",
+        },
         {"data.mixture", "data.command"},  # draws batches of several tasks
-        {"evaluate", "answering", "predictions", "provenance", "building", "validation", "sketch", "check", "plan"}
-        | {"plan_cost", "plan_table"},
-        {"train", "memory", "predict", "soup_evaluator", "ship", "convert", "pretrain_encoder", "align_names"},
+        {
+            "evaluate",
+            "evaluation.answering",
+            "evaluation.predictions",
+            "evaluation.provenance",
+            "training.building",
+            "training.validation",
+            "training.sketch",
+            "training.check",
+            "planning.plan",
+        }
+        | {"planning.cost", "planning.table"},
+        {
+            "train",
+            "training.memory",
+            "predict",
+            "soup_evaluator",
+            "tiny.ship",
+            "convert",
+            "tiny.pretrain_encoder",
+            "tiny.align_names",
+        },
         {"report"},
         {"demo"},
         {"cli"},

@@ -312,7 +312,7 @@ def test_the_scores_of_the_init_may_come_from_a_sweep_of_one_model(models, tmp_p
         (["front", "S", "--x", "norm", "--y", "norm"], "two different metrics"),
         (["front", "S", "--init", "A"], "score it first"),
         (["front", "S", "--init", "nowhere"], "check --init"),
-        (["front", "S", "--reference", "1"], "1 numbers for two metrics"),
+        (["front", "S", "--reference", "1"], "1 numbers for 2 metrics"),
     ],
 )
 def test_wrong_input_is_one_clear_error(models, tmp_path, args, expected):

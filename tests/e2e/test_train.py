@@ -22,9 +22,9 @@ from tests.ranks import hashes
 from unival.checkpoint import load_model, save_model
 from unival.config import dump_config
 from unival.errors import UserError
-from unival.saving import checkpoints
 from unival.schema import RunConfig
 from unival.train import Interrupted, StageLoop, add_encoders, main, train
+from unival.training.saving import checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = (5, 3)

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from tests import ranks, tiny
 from unival.data.mixture import RowSlice, StageBatches
-from unival.saving import checkpoints, clean_up, newest_valid, problem_with
 from unival.schema import RunConfig
+from unival.training.saving import checkpoints, clean_up, newest_valid, problem_with
 
 ROWS = 8  # of a step: divisible by 2 processes x 4 passes
 KINDS = {"alone": ("none", 1), "ddp": ("ddp", 2), "fsdp": ("fsdp", 2)}

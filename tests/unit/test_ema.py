@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tests import tiny
-from unival.ema import Ema, untied
 from unival.schema import EmaConfig
+from unival.training.ema import Ema, untied
 
 NO_ENCODERS = {"video_encoder": None, "audio_encoder": None}
 

@@ -11,13 +11,13 @@ import torch
 
 from tests import tiny
 from unival import evaluate as module
-from unival.distributed import World
 from unival.errors import UserError
 from unival.evaluate import Evaluation, changed_processor, evaluate, evaluate_all, predict_rows, task_for
-from unival.predictions import PredictionStore, text_fields
-from unival.provenance import split_hash, weights_hash
+from unival.evaluation.predictions import PredictionStore, text_fields
+from unival.evaluation.provenance import split_hash, weights_hash
 from unival.schema import EvaluationConfig
 from unival.tasks.base import get_task
+from unival.training.distributed import World
 
 QUESTIONS = ("what is left of the cat?", "what?", "is it a red apple above a cat?", "how many dogs and cups?")
 NUM_ROWS = 11

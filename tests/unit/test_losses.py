@@ -7,8 +7,8 @@ import torch
 
 from tests import tiny
 from unival.errors import UserError
-from unival.losses import Losses, autocast_dtype, sizes_ahead
 from unival.objectives.base import get_objective
+from unival.training.losses import Losses, autocast_dtype, sizes_ahead
 
 OPTIONS: list[dict[str, Any]] = [
     {},

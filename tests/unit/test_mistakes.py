@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from tests import tiny
-from unival.check import check_run
 from unival.config import load_config
 from unival.errors import UserError
 from unival.schema import RunConfig
+from unival.training.check import check_run
 from unival.yaml12 import write_yaml
 
 GROUP = "stages.0.groups.0"

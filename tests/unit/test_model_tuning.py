@@ -8,14 +8,14 @@ import torch
 from torch.nn import functional as F
 
 from tests import tiny
-from unival.building import rebuild
 from unival.checkpoint import load_model, save_model
 from unival.errors import UserError
 from unival.model.layers import Attention, EncoderLayer
 from unival.model.modeling import UnivalForConditionalGeneration
 from unival.model.tuning import Adapter, LowRankLinear, PrefixEncoder, TwinAdapter
-from unival.optim import build_optimizer, freeze
 from unival.schema import OptimConfig, StageConfig
+from unival.training.building import rebuild
+from unival.training.optim import build_optimizer, freeze
 
 PROMPT = torch.tensor([[5, 6, 7], [8, 9, 1]])
 PREFIX = torch.tensor([[0, 31, 12], [0, 8, 40]])

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from unival.errors import UserError
-from unival.muon import ADAM_RMS, MOMENTUM, orthogonalise
-from unival.optim import build_optimizer
 from unival.schema import OptimConfig
+from unival.training.muon import ADAM_RMS, MOMENTUM, orthogonalise
+from unival.training.optim import build_optimizer
 
 CONFIG = OptimConfig(lr=0.01, weight_decay=0.1, muon=["layers"])
 

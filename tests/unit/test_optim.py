@@ -7,8 +7,8 @@ import torch
 
 from tests import tiny
 from unival.errors import UserError
-from unival.optim import LossScale, build_optimizer, clip_gradients, freeze, learning_rate, set_train_mode
 from unival.schema import OptimConfig, StageConfig
+from unival.training.optim import LossScale, build_optimizer, clip_gradients, freeze, learning_rate, set_train_mode
 
 
 def rates(num_steps: int, **fields: Any) -> list[float]:

@@ -14,11 +14,11 @@ from tests import tiny
 from unival.cli import app
 from unival.config import dump_config, load_config
 from unival.errors import UserError
-from unival.optim import freeze
-from unival.plan import FLOAT, SizesFile, estimate, examples_per_row, media_per_row, with_sizes
-from unival.plan_cost import GPUS, cost, does_not_fit, find_gpu
+from unival.planning.cost import GPUS, cost, does_not_fit, find_gpu
+from unival.planning.plan import FLOAT, SizesFile, estimate, examples_per_row, media_per_row, with_sizes
 from unival.schema import GroupConfig, RunConfig
-from unival.sketch import sketch
+from unival.training.optim import freeze
+from unival.training.sketch import sketch
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SOURCE = {"world": "train", "limit": 24}

@@ -51,7 +51,7 @@ def test_every_model_file_names_options_that_exist(path: Path) -> None:
 def test_clips_are_cut_in_the_centre_and_small_ones_framed_in_black(monkeypatch: pytest.MonkeyPatch) -> None:
     frames = np.full((2, 6, 10, 3), 255, dtype=np.uint8)
     frames[:, 3, 5] = (10, 20, 30)
-    monkeypatch.setattr(processing, "load_video", lambda source, num_frames: frames)
+    monkeypatch.setattr(processing, "load_video", lambda source, num_frames, *rest, **options: frames)
     clip = build(video_px=8, num_frames=2).video("clip")
     assert clip.shape == (3, 2, 8, 8)
     black, white = -1.0, 1.0

@@ -9,15 +9,15 @@ import torch
 from soups.recipes.file import RecipeSection
 from tests import tiny
 from unival.config import load_config
+from unival.evaluation.submission import KINDS
 from unival.generate import SearchOptions
 from unival.model.configuration import UnivalConfig
 from unival.model.modeling import UnivalForConditionalGeneration
 from unival.objectives.base import objective_class
-from unival.optim import freeze, learning_rate
-from unival.plan import SizesFile
+from unival.planning.plan import SizesFile
 from unival.schema import EvaluationConfig, RunConfig, StageConfig, TaskEntry
-from unival.submission import KINDS
 from unival.tasks.base import get_task
+from unival.training.optim import freeze, learning_rate
 from unival.yaml12 import parse_yaml
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

@@ -15,14 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import tiny
-from unival import checkpoint, saving
+from unival import checkpoint
 from unival.checkpoint import digest, load_model
-from unival.ema import Ema, untied
 from unival.errors import UserError
 from unival.model.modeling import UnivalForConditionalGeneration
-from unival.optim import build_optimizer
-from unival.random_state import load_random, save_random, seed_process
-from unival.saving import (
+from unival.schema import EmaConfig, OptimConfig
+from unival.training import saving
+from unival.training.ema import Ema, untied
+from unival.training.optim import build_optimizer
+from unival.training.random_state import load_random, save_random, seed_process
+from unival.training.saving import (
     TrainState,
     checkpoints,
     clean_up,
@@ -33,7 +35,6 @@ from unival.saving import (
     read_state,
     save_training,
 )
-from unival.schema import EmaConfig, OptimConfig
 
 CPU = torch.device("cpu")
 NO_ENCODERS = {"image_encoder": None, "video_encoder": None, "audio_encoder": None}

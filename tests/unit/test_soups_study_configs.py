@@ -50,7 +50,7 @@ def test_a_study_fits_and_its_trainings_are_accepted(path: Path) -> None:
     for node in plan.trainings():
         words = [word.replace("{out}", "runs/any").replace("{start}", "unival-tiny") for word in node.words]
         if words[:2] != ["unival", "train"]:
-            assert words[:3] == ["python", "-m", "unival.pretrain_encoder"]
+            assert words[:3] == ["python", "-m", "unival.tiny.pretrain_encoder"]
             continue
         config = load_config(
             words[2], [word.replace("{encoder}", "runs/any.safetensors") for word in words[3:]], RunConfig

@@ -8,7 +8,7 @@ import pytest
 
 from unival.atomic import replacing
 from unival.errors import UserError
-from unival.submission import KINDS, write_submission
+from unival.evaluation.submission import KINDS, write_submission
 
 
 def test_captions_are_the_official_list_with_integer_ids(tmp_path: Path) -> None:
@@ -91,9 +91,9 @@ def test_wrong_rows_are_named_and_nothing_is_written(kind: str, rows: list, mess
 
 
 def test_every_kind_is_described() -> None:
-    import unival.submission
+    import unival.evaluation.submission
 
-    assert all(kind in str(unival.submission.__doc__) for kind in KINDS)
+    assert all(kind in str(unival.evaluation.submission.__doc__) for kind in KINDS)
 
 
 def test_a_file_that_fails_half_way_leaves_the_old_one(tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ import torch
 from pydantic import ValidationError
 
 from tests import tiny
-from unival.distributed import World
-from unival.ema import untied
 from unival.errors import UserError
 from unival.schema import ValidationConfig
-from unival.validation import Watch, first_of_each, plain_copy, save_best
+from unival.training.distributed import World
+from unival.training.ema import untied
+from unival.training.validation import Watch, first_of_each, plain_copy, save_best
 
 EVALUATION = {"name": "vqa", "task": "vqa", "source": {"world": "validation"}}
 

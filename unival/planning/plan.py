@@ -22,10 +22,10 @@ from unival.config import load_config
 from unival.data.mixture import RowSlice, with_steps
 from unival.errors import UserError
 from unival.model.modeling import MediaTokens, UnivalForConditionalGeneration
-from unival.optim import freeze
 from unival.schema import GroupConfig, RunConfig, Section, StageConfig, TokenizerConfig
-from unival.sketch import Sketch, sketch
 from unival.tasks.base import get_task
+from unival.training.optim import freeze
+from unival.training.sketch import Sketch, sketch
 
 GB = 10**9
 FLOAT = 4  # bytes; weights, gradients and moments are float32 in every precision

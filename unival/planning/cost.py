@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from unival.errors import UserError, did_you_mean
-from unival.plan import FLOAT, GB, StagePlan, estimate
+from unival.planning.plan import FLOAT, GB, StagePlan, estimate
 from unival.schema import RunConfig
 
 

@@ -5,11 +5,11 @@ import os
 import torch
 from torch import nn
 
-from unival.distributed import World
 from unival.errors import UserError
 from unival.log import console
-from unival.plan_cost import does_not_fit
+from unival.planning.cost import does_not_fit
 from unival.schema import RunConfig
+from unival.training.distributed import World
 
 BYTES = 16  # per parameter: float32 weights, gradients and two moments
 SMALL = 0.01  # models whose states take less of the memory are not planned: it takes seconds

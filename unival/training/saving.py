@@ -25,13 +25,13 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from unival.checkpoint import digest, flush, publish, write_model
-from unival.distributed import World, full_state
-from unival.ema import Ema, untied
 from unival.errors import UserError
 from unival.log import console
 from unival.model.modeling import UnivalForConditionalGeneration
 from unival.model.processing import UnivalProcessor
-from unival.random_state import save_random
+from unival.training.distributed import World, full_state
+from unival.training.ema import Ema, untied
+from unival.training.random_state import save_random
 
 FORMAT = 2
 RETRY_SECONDS = (1.0, 10.0)  # waits before the second and the third attempt of a write
@@ -46,7 +46,7 @@ class TrainState:
         stage, step: The next step, and the stage it belongs to.
         seconds: How long the run has trained.
         scale: Loss scale of fp16 and the finite updates since it last changed.
-        watch: What `unival.validation.Watch` remembers in this stage.
+        watch: What `unival.training.validation.Watch` remembers in this stage.
         world: How the run was carried out: processes, kind.
         format: Of the folder.
     """

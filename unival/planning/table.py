@@ -9,7 +9,7 @@ GB = 10**9
 
 
 def print_plan(plan: dict[str, Any]) -> None:
-    """Print the report of `unival.plan_cost.report`."""
+    """Print the report of `unival.planning.cost.report`."""
     console = Console()
     for stage in plan["stages"]:
         steps = f"{stage['steps']:,} updates" if stage["steps"] else "updates unknown: its rows are not here"

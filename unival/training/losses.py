@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from unival.batch import Batch
-from unival.distributed import World, gather_layers
 from unival.errors import UserError
 from unival.model.modeling import UnivalForConditionalGeneration
 from unival.objectives.base import Objective
+from unival.training.distributed import World, gather_layers
 
 Found = tuple[list[Tensor], list[float], list[dict[str, float]]]
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from unival.building import check_options, refuse_unknown
 from unival.checkpoint import quiet_transformers, resolve_model_dir
 from unival.config_problem import at
 from unival.errors import UserError, did_you_mean
@@ -15,6 +14,7 @@ from unival.model.configuration import UnivalConfig
 from unival.model.modeling import UnivalForConditionalGeneration
 from unival.model.processing import UnivalProcessor
 from unival.schema import RunConfig
+from unival.training.building import check_options, refuse_unknown
 
 BART_WORDS = 50_265  # of the original's dictionary, special tokens included (specification 3.1)
 ENCODERS = ("image_encoder", "video_encoder", "audio_encoder")

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from unival.distributed import World
 from unival.errors import UserError
+from unival.training.distributed import World
 
 Row = dict[str, Any]
 

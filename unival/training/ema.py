@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from unival.distributed import copy_full, local
 from unival.model.modeling import UnivalForConditionalGeneration
 from unival.schema import EmaConfig
+from unival.training.distributed import copy_full, local
 
 
 class Ema:

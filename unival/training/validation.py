@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unival.answering import generate
 from unival.batch import Batch
 from unival.checkpoint import atomic_folder, quiet_transformers, write_model
-from unival.distributed import World, full_state
 from unival.errors import UserError, did_you_mean
 from unival.evaluate import run_evaluation
+from unival.evaluation.answering import generate
+from unival.evaluation.predictions import PredictionStore
 from unival.log import console
 from unival.model.modeling import UnivalForConditionalGeneration
 from unival.model.processing import UnivalProcessor
-from unival.predictions import PredictionStore
 from unival.schema import EvaluationConfig, GroupConfig, ValidationConfig
 from unival.tasks.base import get_task
+from unival.training.distributed import World, full_state
 
 
 def plain_copy(

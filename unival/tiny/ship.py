@@ -1,4 +1,6 @@
-"""Make a finished run the built-in model: `python -m unival.ship runs/pretrain-tiny runs/encoders/audio.safetensors`.
+"""Make a finished run the built-in model.
+
+    python -m unival.tiny.ship runs/pretrain-tiny runs/encoders/audio.safetensors
 
 Stores the weights as bf16, the audio encoder for fine-tuning beside them as fp16, evaluates *those* weights on the
 held-out test split, and writes the model card from the measured numbers.

@@ -1,7 +1,7 @@
 """Pretrain an encoder of `unival-tiny` on labels, before it joins the model.
 
-    python -m unival.pretrain_encoder image configs/pretrain/tiny.yaml --out runs/encoders/image.safetensors
-    python -m unival.pretrain_encoder audio configs/demo/audio.yaml --out runs/encoders/audio.safetensors
+    python -m unival.tiny.pretrain_encoder image configs/pretrain/tiny.yaml --out runs/encoders/image.safetensors
+    python -m unival.tiny.pretrain_encoder audio configs/demo/audio.yaml --out runs/encoders/audio.safetensors
 
 The paper starts from encoders that others trained with labels (ImageNet, Kinetics, AudioSet). Here the embedded
 world plays that part: each cell of the feature map learns what lies under its centre (a concept, the family of a sound,

@@ -9,19 +9,19 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from unival.building import refuse_unknown
 from unival.checkpoint import BUILT_IN_ENCODERS
 from unival.config_problem import at
 from unival.data.source import open_source
 from unival.errors import UserError, did_you_mean
+from unival.evaluation.submission import KINDS
 from unival.generate import SearchOptions
 from unival.objectives.base import objective_class
-from unival.optim import build_optimizer, freeze
 from unival.rewards import REWARDS
 from unival.schema import EvaluationConfig, GroupConfig, OptimConfig, RunConfig, SourceConfig, StageConfig, TaskEntry
-from unival.sketch import Sketch, media_defaults, sketch
-from unival.submission import KINDS
 from unival.tasks.base import Task, get_task
+from unival.training.building import refuse_unknown
+from unival.training.optim import build_optimizer, freeze
+from unival.training.sketch import Sketch, media_defaults, sketch
 
 MEDIA_SIZES = {"image_px": "image", "video_px": "video", "num_frames": "video"}
 
@@ -76,7 +76,7 @@ def check_start(config: RunConfig) -> None:
     if config.init is None:
         joining |= {name for name, options in config.model.items() if options is not None}
     for name, path in config.encoder_weights.items():
-        if name in joining:  # those of others serve `unival.align_names`
+        if name in joining:  # those of others serve `unival.tiny.align_names`
             with at(f"encoder_weights.{name}"):
                 check_exists(BUILT_IN_ENCODERS.get(path, path))
 

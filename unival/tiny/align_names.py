@@ -1,8 +1,8 @@
 """Align what the encoders see with the words for it, before the curriculum begins.
 
-    python -m unival.align_names configs/pretrain/tiny.yaml --out runs/aligned
+    python -m unival.tiny.align_names configs/pretrain/tiny.yaml --out runs/aligned
 
-The encoders of `unival.pretrain_encoder` tell concepts apart, but the Transformer would have to learn the word for
+The encoders of `unival.tiny.pretrain_encoder` tell concepts apart, but the Transformer would have to learn the word for
 each by itself. Here the projections of the encoders and the table of token embeddings are fitted so that the token of
 a cell points at the tokens of the name under it: logit = token . mean of the name's embeddings. One linear map each,
 thrown away afterwards, also leads from the token to the words for the background's colour, the group and the motion,
@@ -30,8 +30,8 @@ from unival.model.encoder import UnivalEncoder
 from unival.model.layers import EncoderLayer
 from unival.model.modeling import MEDIA_INPUTS, UnivalForConditionalGeneration
 from unival.model.processing import UnivalProcessor
-from unival.pretrain_encoder import COLOURS, LOG_EVERY, MOTIONS, NONE_WEIGHT, Cells, feature_grid
 from unival.schema import RunConfig
+from unival.tiny.pretrain_encoder import COLOURS, LOG_EVERY, MOTIONS, NONE_WEIGHT, Cells, feature_grid
 from unival.train import start
 
 BATCH = {"image": 24, "video": 8}

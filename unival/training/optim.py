@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from unival.distributed import full, local
 from unival.errors import UserError, did_you_mean
-from unival.muon import MuonAdamW
 from unival.schema import OptimConfig, StageConfig
+from unival.training.distributed import full, local
+from unival.training.muon import MuonAdamW
 
 # Tables that are fixed in the original, and a classifier that is stored but not used.
 NEVER_TRAINED = ("*.melW", "*.spectrogram_extractor.", "encoder.embed_images.fc.")

@@ -1,0 +1,1 @@
+"""What `unival.evaluate` is made of: answers, predictions on disk, provenance, official result files."""

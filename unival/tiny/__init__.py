@@ -1,0 +1,1 @@
+"""How `unival-tiny` is made: encoders from labels, aligned words, the model card."""
