@@ -25,12 +25,13 @@ from unival.data.sounds import families, family_of_caption
 from unival.data.source import open_source
 from unival.errors import UserError
 from unival.evaluate import evaluate_all, generate
+from unival.evaluation.provenance import versions
 from unival.log import console
 from unival.metrics.bootstrap import bootstrap_difference, bootstrap_mean
 from unival.report import write_report
 from unival.schema import EvaluationSuite, RunConfig, SourceConfig
 from unival.tasks.base import get_task
-from unival.train import train, versions
+from unival.train import train
 
 START = "unival-tiny"
 STYLES = ("fluent-emoji-flat", "noto", "twemoji")

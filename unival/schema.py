@@ -171,7 +171,7 @@ class OptimConfig(Section):
     """Parameters whose name starts with a key learn at this multiple of the rate: trained encoders are lost at the rate
     of a new Transformer. The first key that matches counts, and each must match."""
     muon: list[str] = Field(default_factory=list)
-    """Matrices whose name starts with one of these take orthogonalised momentum at the same rate (`training/muon.py`)."""
+    """Matrices whose name starts with one of these take orthogonalised momentum at the same rate (Muon)."""
     clip_norm: float = Field(default=1.0, gt=0)
     """Global L2 norm of gradients."""
     loss_scale: float = Field(default=128.0, gt=0)

@@ -6,7 +6,6 @@ updates. What is minimised is the stage's objective. Every process runs this fil
 """
 
 import json
-import platform
 import shutil
 import sys
 import time
@@ -20,13 +19,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from unival import __version__
 from unival.batch import Batch
 from unival.checkpoint import atomic_folder, load_model, save_model, write_model
 from unival.config import dump_config, load_config
 from unival.data.mixture import RowSlice, Stream, iterate, with_steps
 from unival.errors import UserError, run_cli
 from unival.evaluate import evaluate_all
+from unival.evaluation.provenance import versions
 from unival.log import Means, Meter, MetricsLog, console, progress
 from unival.model.modeling import UnivalForConditionalGeneration
 from unival.model.processing import UnivalProcessor
@@ -373,19 +372,6 @@ def prepare_run_dir(run_dir: Path, config: RunConfig, fresh: bool) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     dump_config(config, path)
     (run_dir / "versions.json").write_text(json.dumps(versions(), indent=1), encoding="utf-8")
-
-
-def versions() -> dict[str, str]:
-    """Return what numbers depend on: library versions, Python, processor."""
-    import transformers
-
-    return {
-        "unival": __version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-        "machine": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads",
-    }
 
 
 def main(args: Sequence[str]) -> None:

@@ -63,14 +63,15 @@ def settings(
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of everything that computes."""
+    """Return the versions of everything that computes, and on what it does."""
     found = {"unival": __version__, "python": platform.python_version(), "torch": str(torch.__version__)}
     for name in PACKAGES:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "absent"
-    return found
+    threads = f"{torch.get_num_threads()} threads"
+    return found | {"machine": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {threads}"}
 
 
 def weights_hash(model: UnivalForConditionalGeneration) -> str:
