@@ -41,7 +41,7 @@ with torch.no_grad():
 figure, axes = plt.subplots(3, 8, figsize=(14, 5.4), layout="constrained")
 for i, column in zip(range(min(8, NUM_TEST)), axes.T, strict=False):
     column[0].imshow(to_picture(pixels[i]))
-    column[1].imshow(codes[i], cmap="nipy_spectral", vmin=0, vmax=codec.num_codes)
+    column[1].imshow(codes[i].numpy(), cmap="nipy_spectral", vmin=0, vmax=codec.num_codes)
     column[2].imshow(to_picture(restored[i]))
 for axis in axes.flat:
     axis.axis("off")
