@@ -28,8 +28,8 @@ $(STAMP): pyproject.toml setup.py
 demo: $(STAMP) ## Run the whole path in about ten minutes; the result is runs/demo/index.html.
 	@$(BIN)/unival demo
 
-test: $(STAMP) ## Run the default tests: offline, on the CPU.
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: $(STAMP) ## Run the default tests: offline, on the CPU, in two processes.
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 check: $(STAMP) ## Check style, format and types.
 	@$(BIN)/ruff check .

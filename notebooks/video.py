@@ -38,8 +38,8 @@ for i, strip in zip(range(min(4, NUM_CAPTIONS)), axes, strict=False):
         axis.imshow(frame, interpolation="lanczos")
         axis.axis("off")
     color = "darkgreen" if captions.scores["exact"][i] else "firebrick"
-    strip[0].set_title(captions.predictions[i], loc="left", color=color)
-    strip[4].set_title(captions.records[i]["caption"], loc="left", color="grey")
+    strip[0].set_title(captions.predictions[i], loc="left", color=color).set_in_layout(False)
+    strip[4].set_title(captions.records[i]["caption"], loc="left", color="grey").set_in_layout(False)
 
 # %% [markdown]
 # Captions (CIDEr-D runs from 0 to 10), then questions by kind.

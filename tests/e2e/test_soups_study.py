@@ -211,7 +211,8 @@ def test_a_study_that_is_killed_at_every_write_ends_with_the_same_numbers() -> N
     overrides = ["seeds=[1]", "resamples=20", "spider=null", f"merges={merges}", "pairs.0.chains=[]"]
     whole = run_study(load_study(Path("study.yaml"), overrides), Path("whole"))
     num_kills = 0
-    while killed_at_write(3, overrides):
+    # Later and later: the report is written anew by every run, and is more than three files.
+    while killed_at_write(3 + num_kills // 5, overrides):
         num_kills += 1
         assert num_kills < 200
     assert num_kills > 10

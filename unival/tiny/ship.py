@@ -71,6 +71,7 @@ def ship(run_dir: Path, audio_encoder: Path, destination: Path = BUILT_IN["univa
     tensors = {key: tensor.half() for key, tensor in load_file(audio_encoder).items() if tensor.is_floating_point()}
     BUILT_IN_ENCODERS["unival-tiny-audio"].parent.mkdir(exist_ok=True)
     save_file(load_file(audio_encoder) | tensors, BUILT_IN_ENCODERS["unival-tiny-audio"])
+    BUILT_IN_ENCODERS["unival-tiny-audio"].chmod(0o644)  # `save_file` lets nobody else read
     model, processor = load_model(source)
     save_model(destination, model, processor, torch.bfloat16)
     model, processor = load_model(destination)
