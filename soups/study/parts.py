@@ -23,6 +23,8 @@ from soups.study.plan import Node, Plan
 
 DONE, LOG = "done.json", "log.txt"
 LAST_LINES = 12
+# What a killed run was writing; the folders of the trainings themselves are their own.
+LEFTOVERS = (".*.tmp", "figures/.*.tmp", "scores/*/.*.tmp", "scores/*/*/.*.json.*.tmp", "trainings/*/.done.json.*.tmp")
 STOPPED = (130, 143)  # exit codes after SIGINT and SIGTERM
 
 Report = Callable[[str], None]
@@ -49,6 +51,8 @@ def locked(root: Path) -> Iterator[None]:
             raise UserError(
                 "this study is running", where=str(root), fix="wait for it, or give another --out"
             ) from None
+        for path in (path for pattern in LEFTOVERS for path in root.glob(pattern) if path.is_file()):
+            path.unlink()
         yield
 
 

@@ -206,6 +206,8 @@ def test_only_what_changed_is_done_again() -> None:
     assert len(trainings()) == 5 + 3  # `up` with this rate is there
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_a_study_that_is_killed_at_every_write_ends_with_the_same_numbers() -> None:
     merges = "{greedy: {method: greedy, metric: mean}, fusing: {chain: fusing}}"
     overrides = ["seeds=[1]", "resamples=20", "spider=null", f"merges={merges}", "pairs.0.chains=[]"]

@@ -151,7 +151,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
                     row = {}
                 row["uid"] = uid
                 row |= _field(archive, path, member, extension.lower())
-                archive.members = []  # otherwise the names of all members stay in memory
+                vars(archive)["members"] = []  # otherwise the names of all members stay in memory
     except (tarfile.TarError, OSError, EOFError) as error:
         fix = "it must be an uncompressed tar archive"
         raise UserError(f"the archive is damaged: {error}", where=str(path), fix=fix) from None

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from unival.data.media import MediaRange
 from unival.errors import UserError
@@ -52,13 +52,19 @@ def resolve_media(value: Any, root: Path, is_free: bool, where: str) -> str | Me
     if not isinstance(value, dict):
         raise UserError(f"a medium must be a path or a range of a file, got {_shown(value)}", where=where)
     known = {"file", "offset", "bytes", "encoding"}
-    numbers = [value.get("offset"), value.get("bytes")]
-    is_range = isinstance(value.get("file"), str) and all(_is_count(number) for number in numbers)
-    if not is_range or set(value) - known or value.get("encoding") not in (None, "base64"):
+    offset, size = value.get("offset"), value.get("bytes")
+    is_known = isinstance(value.get("file"), str)
+    if (
+        not is_known
+        or not _is_count(offset)
+        or not _is_count(size)
+        or set(value) - known
+        or value.get("encoding") not in (None, "base64")
+    ):
         fix = 'write {"file": path, "offset": 0, "bytes": 1, "encoding": "base64"}, the last one only for base64'
         raise UserError(f"not a range of a file: {_shown(value)}", where=where, fix=fix)
     path = _inside(value["file"], root, is_free, where)
-    return MediaRange(path, *numbers, "encoding" in value, f"{where} ({path} at byte {numbers[0]:,})")
+    return MediaRange(path, offset, size, "encoding" in value, f"{where} ({path} at byte {offset:,})")
 
 
 def parse_text(name: str, text: str, where: str) -> Any:
@@ -107,7 +113,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 

@@ -44,8 +44,8 @@ class MuonAdamW(torch.optim.AdamW):
         same_shape = defaultdict[torch.Size, list[tuple[Tensor, Tensor, dict[str, Any]]]](list)
         for group in groups:
             for matrix in group["params"]:
-                if group["muon"] and matrix.grad is not None:
-                    same_shape[matrix.shape].append((matrix, self._nesterov(matrix), group))
+                if group["muon"] and (grad := matrix.grad) is not None:
+                    same_shape[matrix.shape].append((matrix, self._nesterov(matrix, grad), group))
         for shape, items in same_shape.items():
             updates = orthogonalise(torch.stack([update for _, update, _ in items]))
             for (matrix, _, group), update in zip(items, updates, strict=True):
@@ -53,10 +53,10 @@ class MuonAdamW(torch.optim.AdamW):
                 matrix.add_(update, alpha=-group["lr"] * ADAM_RMS * max(shape) ** 0.5)
         return result
 
-    def _nesterov(self, matrix: Tensor) -> Tensor:
+    def _nesterov(self, matrix: Tensor, grad: Tensor) -> Tensor:
         """Return the gradient mixed with its running mean, which is brought up to date."""
         state = self.state[matrix]
         if "momentum" not in state:
             state |= {"momentum": torch.zeros_like(matrix), "step": torch.zeros(())}  # AdamW asks for a step
-        state["momentum"].lerp_(matrix.grad, 1 - MOMENTUM)
-        return matrix.grad.lerp_(state["momentum"], MOMENTUM)
+        state["momentum"].lerp_(grad, 1 - MOMENTUM)
+        return grad.lerp_(state["momentum"], MOMENTUM)
