@@ -58,9 +58,15 @@ runs/encoders/audio.safetensors: | $(STAMP)
 runs/aligned/model.safetensors: runs/encoders/image.safetensors runs/encoders/video.safetensors
 	@$(BIN)/python -m unival.tiny.align_names configs/pretrain/tiny.yaml --out runs/aligned
 
-pretrain-tiny: runs/aligned/model.safetensors runs/encoders/audio.safetensors ## Train the model that ships; complete parts are kept.
+runs/pretrain-tiny/model: runs/aligned/model.safetensors
 	@$(BIN)/unival train configs/pretrain/tiny.yaml
-	@$(BIN)/python -m unival.tiny.ship runs/pretrain-tiny runs/encoders/audio.safetensors
+
+runs/lookup/model.safetensors: runs/pretrain-tiny/model
+	@$(BIN)/python -m unival.tiny.align_names configs/pretrain/tiny_lookup.yaml --lookup --init $< --out runs/lookup
+
+pretrain-tiny: runs/lookup/model.safetensors runs/encoders/audio.safetensors ## Train the model that ships; complete parts are kept.
+	@$(BIN)/unival train configs/pretrain/tiny_lookup.yaml
+	@$(BIN)/python -m unival.tiny.ship runs/pretrain-tiny runs/pretrain-tiny-lookup --audio-encoder runs/encoders/audio.safetensors
 
 clean: ## Remove caches and builds; keep .venv and runs.
 	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

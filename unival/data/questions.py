@@ -29,6 +29,16 @@ def questions(scene: Scene, rng: np.random.Generator, n: int) -> list[Question]:
     return spread(lambda type: question_of_type(scene, rng, type), QUESTION_TYPES, rng, n)
 
 
+def lookup_questions(scene: Scene, rng: np.random.Generator, n: int) -> list[Question]:
+    """Return up to n questions for which the picture is searched for what the text names: where is it, is it there?"""
+
+    def make(type: str) -> Question | None:
+        made = _where(scene, rng) if type == "where" else _yesno(scene, rng, "name")
+        return None if made is None else Question(type, *made)
+
+    return spread(make, ("where", "yesno"), rng, n)
+
+
 def spread(make, types: tuple[str, ...], rng: np.random.Generator, n: int) -> list[Question]:
     """Call `make` with every type in random order, round by round, until n different questions are found."""
     found: dict[str, Question] = {}
@@ -129,9 +139,9 @@ def _color(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
     return "what color is the background?", scene.background
 
 
-def _yesno(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
+def _yesno(scene: Scene, rng: np.random.Generator, kind: str | None = None) -> tuple[str, str]:
     is_yes = rng.random() < 0.5
-    kind = pick(rng, ["name", "name", "group", "relation", "relation"])
+    kind = kind or pick(rng, ["name", "name", "group", "relation", "relation"])
     if kind == "relation" and len(scene.objects) > 1:
         subject, relation, anchor = pick(rng, list(scene.relations))
         if not is_yes:

@@ -13,7 +13,7 @@ import numpy as np
 
 from unival.data import world
 from unival.data.clips import MovingClips, clip_negative_caption, clip_questions
-from unival.data.questions import questions
+from unival.data.questions import lookup_questions, questions
 from unival.data.scenes import ImageScenes
 from unival.data.sounds import Sounds, sound_questions
 from unival.data.statements import negative_caption, regions, statements
@@ -52,6 +52,12 @@ def image_detailed_caption(scene: Any, rng: Rng, k: int) -> Row:
 def image_vqa(scene: Any, rng: Rng, k: int) -> Row:
     """Ask the k-th of several questions of different types."""
     return question_row(questions(scene, rng, VARIANTS)[k])
+
+
+def image_lookup(scene: Any, rng: Rng, k: int) -> Row:
+    """Ask where something named is, or whether it is there at all."""
+    found = lookup_questions(scene, rng, VARIANTS)
+    return question_row(found[k % len(found)])
 
 
 def image_grounding(scene: Any, rng: Rng, k: int) -> Row:
@@ -122,6 +128,7 @@ CONTENTS: Mapping[tuple[str, str], Callable[[Any, Rng, int], Row]] = {
     ("image", "varied_caption"): image_varied_caption,
     ("image", "detailed_caption"): image_detailed_caption,
     ("image", "vqa"): image_vqa,
+    ("image", "lookup"): image_lookup,
     ("image", "grounding"): image_grounding,
     ("image", "grounded_caption"): image_grounded_caption,
     ("image", "entailment"): image_entailment,

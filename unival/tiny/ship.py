@@ -1,13 +1,14 @@
-"""Make a finished run the built-in model.
+"""Make the last of a chain of finished runs the built-in model.
 
-    python -m unival.tiny.ship runs/pretrain-tiny runs/encoders/audio.safetensors
+    python -m unival.tiny.ship runs/pretrain-tiny runs/pretrain-tiny-lookup --audio-encoder ENCODER
 
-Stores the weights as bf16, the audio encoder for fine-tuning beside them as fp16, evaluates *those* weights on the
+Stores its weights as bf16, the audio encoder for fine-tuning beside them as fp16, evaluates *those* weights on the
 held-out test split, and writes the model card from the measured numbers.
 """
 
+import argparse
 import json
-import sys
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,8 @@ A UnIVAL (arXiv 2307.16184) of {millions:.1f} M parameters: one encoder-decoder 
 embedded world and writes captions, answers and boxes. It exists to show and test the code; it was trained on the
 {concepts:,} emoji concepts of that world, drawn in two art styles, and knows nothing else.
 
-- Made by `make pretrain-tiny` (`configs/pretrain/tiny.yaml`, seed {seed}): encoders trained with labels, embeddings
-  aligned with names, {curriculum}.
+- Made by the steps of `make pretrain-tiny` (seed {seed}): encoders trained with labels, embeddings aligned with names,
+  {curriculum}. `docs/experiments.md` has the exact history.
 - Time of the curriculum: {minutes:.0f} minutes on this machine: {machine}, torch {torch}.
 - Beside it the package holds `unival-tiny-audio`, an encoder that knows the families of the training sounds; this model
   has not heard it (`configs/demo/audio.yaml` joins them).
@@ -59,33 +60,33 @@ Accuracy by question type, beside always giving the most frequent answer:
 """
 
 
-def ship(run_dir: Path, audio_encoder: Path, destination: Path = BUILT_IN["unival-tiny"]) -> None:
-    """Write the built-in model from a finished run, and the built-in audio encoder.
+def ship(run_dirs: Sequence[Path], audio_encoder: Path, destination: Path = BUILT_IN["unival-tiny"]) -> None:
+    """Write the built-in model and audio encoder; each run went on from the one before, the last one's model ships.
 
     Raises:
-        UserError: If the run is not finished.
+        UserError: If a run is not finished.
     """
-    source = run_dir / "model"
-    if not source.is_dir():
-        raise UserError("the run has no model yet", where=str(run_dir), fix="finish it: make pretrain-tiny")
+    for run_dir in run_dirs:
+        if not (run_dir / "model").is_dir():
+            raise UserError("the run has no model yet", where=str(run_dir), fix="finish it: make pretrain-tiny")
+    run_dir = run_dirs[-1]
     tensors = {key: tensor.half() for key, tensor in load_file(audio_encoder).items() if tensor.is_floating_point()}
     BUILT_IN_ENCODERS["unival-tiny-audio"].parent.mkdir(exist_ok=True)
     save_file(load_file(audio_encoder) | tensors, BUILT_IN_ENCODERS["unival-tiny-audio"])
     BUILT_IN_ENCODERS["unival-tiny-audio"].chmod(0o644)  # `save_file` lets nobody else read
-    model, processor = load_model(source)
+    model, processor = load_model(run_dir / "model")
     save_model(destination, model, processor, torch.bfloat16)
     model, processor = load_model(destination)
     suite = load_config(Path("configs/eval/tiny.yaml"), [], EvaluationSuite)
     results = evaluate_all(model, processor, suite.evaluations, run_dir / "shipped")
-    config = load_config(run_dir / "config.yaml", [], RunConfig)
-    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").open(encoding="utf-8")]
+    configs = [load_config(directory / "config.yaml", [], RunConfig) for directory in run_dirs]
     versions = json.loads((run_dir / "versions.json").read_text(encoding="utf-8"))
     card = CARD.format(
         millions=sum(p.numel() for p in model.parameters()) / 1e6,
         concepts=len(concepts()),
-        seed=config.seed,
-        curriculum=", then ".join(f"{stage.steps} steps of {stage.name}" for stage in config.stages),
-        minutes=training_seconds(rows) / 60,
+        seed=configs[-1].seed,
+        curriculum=", then ".join(f"{stage.steps} steps of {stage.name}" for c in configs for stage in c.stages),
+        minutes=sum(map(training_seconds, run_dirs)) / 60,
         machine=versions["machine"],
         torch=versions["torch"],
         megabytes=(destination / "model.safetensors").stat().st_size / 1e6,
@@ -96,9 +97,9 @@ def ship(run_dir: Path, audio_encoder: Path, destination: Path = BUILT_IN["univa
     (destination / "evaluation.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
-def training_seconds(rows: list[dict[str, Any]]) -> float:
+def training_seconds(run_dir: Path) -> float:
     """Return the seconds of a run from its log; a clock that starts again after a resume is added up."""
-    clock = [row["seconds"] for row in rows]
+    clock = [json.loads(line)["seconds"] for line in (run_dir / "metrics.jsonl").open(encoding="utf-8")]
     return clock[-1] + sum(before for before, after in pairwise(clock) if after < before)
 
 
@@ -120,5 +121,14 @@ def type_rows(results: dict[str, Any]) -> list[str]:
     ]
 
 
+def main() -> None:
+    """Ship what the command line names."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--audio-encoder", type=Path, required=True)
+    arguments = parser.parse_args()
+    ship(arguments.runs, arguments.audio_encoder)
+
+
 if __name__ == "__main__":
-    ship(Path(sys.argv[1]), Path(sys.argv[2]))
+    main()
