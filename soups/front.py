@@ -257,8 +257,23 @@ def _straight_line(
     return {
         "hypervolume": estimate(value, values, level),
         "gain": estimate(gain, pareto.hypervolumes(planes, corner) - values, level),
+        "area": _area(plane, planes, coefficients, experts, level),
         "num_below": pareto.num_below_chord(plane, plane[experts]) if len(experts) == plane.shape[1] == 2 else None,
     }
+
+
+def _area(
+    plane: Floats, planes: Floats, coefficients: Floats, experts: list[int], level: float
+) -> dict[str, float] | None:
+    """Return the area above the chord of two experts, or None if one of them is better in both metrics."""
+    if not len(experts) == plane.shape[1] == 2:
+        return None
+    span = plane[experts[1]] - plane[experts[0]]
+    if span[0] * span[1] >= 0:
+        return None
+    order = np.argsort(-coefficients[:, 0], kind="stable")
+    value = float(pareto.area_above_chord(plane[order], span))
+    return estimate(value, pareto.area_above_chord(planes[:, order], span), level)
 
 
 def _margins(

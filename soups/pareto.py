@@ -177,6 +177,23 @@ def num_below_chord(points: Floats, ends: Floats, tolerance: float = 1e-9) -> in
     return int((heights(normalise(points, box), normalise(ends, box)) < -tolerance).sum())
 
 
+def area_above_chord(curves: Floats, span: Floats) -> Floats:
+    """Return the signed area (...) between curves (..., P, 2) and the chords from their first to their last point.
+
+    The curve runs straight from point to point: what lies between two neighbours is had by using either model at
+    random, as the chord is had by using either expert. So unlike hypervolumes of points, areas do not depend on how
+    evenly the points are spaced. Positive above the chord.
+
+    Args:
+        curves: points in order of the coefficient.
+        span: the extent (2,) of the chord in each reward; the area is a share of the box that it spans, so that the
+            best possible corner gives one half.
+    """
+    x, y = (curves - curves[..., :1, :])[..., 0], (curves - curves[..., :1, :])[..., 1]
+    doubled = (x[..., :-1] * y[..., 1:] - x[..., 1:] * y[..., :-1]).sum(-1)  # the last side leads back to the origin
+    return doubled / 2 / -(span[0] * abs(span[1]))
+
+
 def resampled_means(scores: Floats, num_resamples: int = 1000, seed: int = 0) -> Floats:
     """Return the mean scores (B, P, K) of bootstrap resamples of the samples of ``scores`` (P, S, K).
 

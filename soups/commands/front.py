@@ -100,7 +100,10 @@ def _comparison_lines(data: dict[str, Any]) -> list[str]:
 def _margin_lines(data: dict[str, Any]) -> list[str]:
     if data["margins"] is None:
         return ["margins over the straight line: not known, not every model was evaluated alone"]
-    return [
+    area = data["straight_line"]["area"]
+    text = "" if area is None else f"{area['value']:.4f} [{area['low']:.4f}, {area['high']:.4f}] of the box of its ends"
+    above = [f"area above the straight line: {text}"] if text else []
+    return above + [
         f"margin over the straight line, {metric}: min {row['min']['value']:.3f}, "
         f"max {row['max']['value']:.3f}, {row['num_violating']} of {len(data['points'])} below"
         for metric, row in data["margins"].items()

@@ -72,7 +72,9 @@ def caption(data: Mapping[str, Any]) -> str:
     text = f"Hypervolume {spell(data['hypervolume'])} above ({reference})."
     line = data["straight_line"]
     if line:
-        text += f"\nStraight line {spell(line['hypervolume'])}; gain {spell(line['gain'])}."
+        text += f"\nStraight line, as many points: {spell(line['hypervolume'])}; gain {spell(line['gain'])}."
+        if line["area"]:
+            text += f"\nArea between front and straight line {spell(line['area'])} of the box of its ends."
     if data["num_samples"] == 1:
         return f"{text}\nMeans only: without scores per sample there are no intervals."
     level = data["bootstrap"]["level"]

@@ -286,8 +286,9 @@ def _hypotheses(numbers: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str
     line = data["straight_line"]
     first = {
         "statement": "the front of the soups lies above the straight line between the specialists",
+        "area": numbers["area above the chord"],
         "gain": numbers["gain over the line"],
-        "verdict": verdict(numbers["gain over the line"]),
+        "verdict": verdict(numbers["area above the chord"]),
         "num_below": None if line is None else line["num_below"],
         "num_inside": len(data["points"]) - 2,
         "smallest_margins": {data["x"]: numbers["smallest margin/0"], data["y"]: numbers["smallest margin/1"]},

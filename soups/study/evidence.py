@@ -83,10 +83,9 @@ class Trade:
 def trade_quantities(trade: Trade, num_resamples: int, num_trainings: int = 2) -> dict[str, Quantity]:
     """Return everything that is measured of one pair, by name.
 
-    Hypervolume and IGD+ are in the box of all models, in every resample its own, the reference 10 % below its worst
-    corner. `equal` is with as
-    many soups as MORL has points; `cost` lets MORL have as many trainings as the soups needed, the best ones in
-    hindsight.
+    Hypervolume, IGD+ and the area above the chord are in the box of all models, in every resample its own, the
+    reference 10 % below its worst corner. `equal` is with as many soups as MORL has points; `cost` lets MORL have as
+    many trainings as the soups needed, the best ones in hindsight.
     """
     sets = {SOUPS: trade.soups, **trade.others}
     means = _boxed({name: scores.mean(axis=1) for name, scores in sets.items()})
@@ -96,6 +95,9 @@ def trade_quantities(trade: Trade, num_resamples: int, num_trainings: int = 2) -
     found = _front_quantities(SOUPS, means[SOUPS], draws[SOUPS], target)
     found |= _front_quantities(LINE, line, lines, target)
     found["gain over the line"] = found[f"hypervolume/{SOUPS}"] - found[f"hypervolume/{LINE}"]
+    side = np.array([1.0 if means[SOUPS][-1, 0] >= means[SOUPS][0, 0] else -1.0, 1.0])
+    areas = [pareto.area_above_chord(points, side) for points in (means[SOUPS], draws[SOUPS])]
+    found["area above the chord"] = Quantity(float(areas[0]), areas[1])
     for name in trade.others:
         found |= _front_quantities(name, means[name], draws[name], target)
         count = min(len(means[name]), len(means[SOUPS]))

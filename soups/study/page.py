@@ -158,8 +158,10 @@ def _first_hypothesis(front: Report) -> str:
     ]
     return (
         "<h3>Hypothesis 1: soups are above the straight line</h3>"
-        f"<p>It {word(found['verdict'])}: the hypervolume grows by {estimate(found['gain'])}; {found['num_below']} of "
-        f"{found['num_inside']} soups lie below the chord in the plane.</p>"
+        f"<p>It {word(found['verdict'])}: the area between front and chord is {estimate(found['area'])} of the box "
+        f"(the corner of both best scores would give half of the specialists' own box); {found['num_below']} of "
+        f"{found['num_inside']} soups lie below the chord. The hypervolume of the soups, as points, is ahead of that "
+        f"of as many evenly spaced points of the chord by {estimate(found['gain'])}.</p>"
         + table(["margin over the line, in ranges of the specialists", "smallest", "mean"], rows)
     )
 

@@ -126,7 +126,8 @@ def write_front(out, text):
         }
         for w in (0.0, 0.25, 0.5, 0.75, 1.0)
     ]
-    line = {"hypervolume": {"value": 1.5, "low": 1.25, "high": 1.75}, "gain": interval(0.5, 0.25), "num_below": 0}
+    line = {"hypervolume": {"value": 1.5, "low": 1.25, "high": 1.75}, "gain": interval(0.5, 0.25)}
+    line |= {"area": interval(0.25, 0.125), "num_below": 0}
     front = {
         "checkpoints": names,
         "num_samples": 200,

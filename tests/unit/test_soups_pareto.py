@@ -83,3 +83,24 @@ def test_a_constant_reward_has_finite_margins():
 def test_the_hypervolume_of_one_soup_by_hand():
     points = np.array([[1.0, 3.0], [2.0, 2.0], [3.0, 1.0], [1.5, 1.5]])
     assert pareto.hypervolume(points, ORIGIN) == 6.0
+
+
+def test_area_above_the_chord_of_a_quarter_circle_and_of_its_mirror_image():
+    angles = np.linspace(0, np.pi / 2, 400)
+    arc = np.stack([np.cos(angles), np.sin(angles)], axis=1)  # from (1, 0) to (0, 1), through the good corner
+    expected = np.pi / 4 - 0.5
+    assert pareto.area_above_chord(arc, arc[-1] - arc[0]) == pytest.approx(expected, abs=1e-4)
+    assert pareto.area_above_chord(arc[::-1], arc[0] - arc[-1]) == pytest.approx(expected, abs=1e-4)
+    hollow = 1 - arc[::-1]  # the same ends, below the chord
+    assert pareto.area_above_chord(hollow, hollow[-1] - hollow[0]) == pytest.approx(-expected, abs=1e-4)
+
+
+def test_area_above_the_chord_knows_neither_units_nor_spacing():
+    dense = np.array([[0.0, 3.0], [0.2, 2.9], [0.21, 2.89], [0.7, 2.0], [1.0, 0.5]])
+    sparse = np.insert(dense, 3, (dense[2] + dense[3]) / 2, axis=0)  # one more point of the same curve
+    area = pareto.area_above_chord(dense, dense[-1] - dense[0])
+    assert pareto.area_above_chord(sparse, dense[-1] - dense[0]) == pytest.approx(area)
+    scaled = dense * [7.0, 0.1] + [1.0, -4.0]
+    assert pareto.area_above_chord(scaled, scaled[-1] - scaled[0]) == pytest.approx(area)
+    both = np.stack([dense, dense[[0, 0, 0, 0, 4]]])  # the second curve is the chord
+    assert pareto.area_above_chord(both, dense[-1] - dense[0]) == pytest.approx([area, 0.0])

@@ -36,10 +36,11 @@ def headline(run: RunFolder) -> Markup:
                 rows.append(_row(EVALUATIONS[name], key, content[name]))
     if run.has("audio/family.json"):
         rows.append(_family_row(run.json("audio/family.json")))
-    if run.has("sweep/front.json") and run.json("sweep/front.json")["straight_line"]:
-        gain = Estimate.of(run.json("sweep/front.json")["straight_line"]["gain"])
-        label = ("Two rewards, averaged weights", "hypervolume gained over the straight line")
-        rows.append((*label, gain.spell_change(Metric("", is_rate=False)), gain.draw_change()))
+    line = run.json("sweep/front.json")["straight_line"] if run.has("sweep/front.json") else None
+    if line and line["area"]:
+        area = Estimate.of(line["area"])
+        label = ("Two rewards, averaged weights", "area of the front above the straight line, at most 0.5")
+        rows.append((*label, area.spell_change(Metric("", is_rate=False)), area.draw_change()))
     if run.has("ood/table.json"):
         content = run.json("ood/table.json")
         margin = Estimate.of(content["margin"])
@@ -205,18 +206,21 @@ def front(run: RunFolder) -> Markup:
     text += f"{content['num_samples']} test pictures. "
     line = content["straight_line"]
     if line:
-        gain = Estimate.of(line["gain"])
-        rows.append(("hypervolume of the straight line", Estimate.of(line["hypervolume"]).spell(plain)))
-        rows.append(("gain over the straight line", gain.spell_change(plain)))
-        text += verdict(
-            gain,
-            "In hypervolume, averaging weights beats the straight line between the specialists: the interval of the "
-            "gain excludes zero.",
-            "In hypervolume, averaging weights falls short of the straight line between the specialists: the interval "
-            "of the gain excludes zero.",
-            "In hypervolume, neither the averages nor the straight line between the specialists is shown to be ahead: "
-            "the interval of the gain includes zero.",
-        )
+        label = "hypervolume of as many points of the straight line"
+        rows.append((label, Estimate.of(line["hypervolume"]).spell(plain)))
+        rows.append(("gain over these points", Estimate.of(line["gain"]).spell_change(plain)))
+        if line["area"]:
+            area = Estimate.of(line["area"])
+            rows.append(("area above the straight line, in boxes of the specialists", area.spell_change(plain)))
+            text += verdict(
+                area,
+                "The front lies above the straight line between the specialists: the interval of the area between "
+                "them excludes zero.",
+                "The front lies below the straight line between the specialists: the interval of the area between "
+                "them excludes zero.",
+                "The front is not shown to lie above or below the straight line between the specialists: the interval "
+                "of the area between them includes zero.",
+            )
     knee = content["points"][content["knee"]["index"]]
     scores = [join([Estimate.of(v).spell(plain), f" {metric_of(k).label}"]) for k, v in knee["metrics"].items()]
     label = _labels("knee of the front", f"at a coefficient of {knee['coefficients'][last]:.2g} of {last}")
