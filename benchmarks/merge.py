@@ -4,6 +4,7 @@
     python benchmarks/merge.py --parameters 2e6     # seconds; shows that everything runs, its ratios mean nothing
     python benchmarks/merge.py --large              # also four models of 2B parameters, bfloat16: 20 GB of disk
     python benchmarks/merge.py --by cpu_seconds     # compares processor seconds: for a machine that others use too
+    python benchmarks/merge.py --models runs/models # keeps the models there, and uses those that are there
 
 mergekit is installed once, from the package index, into an environment of its own under --cache; set SOUPS_MERGEKIT to
 the python of an environment that has it to use that one. Without it, its rows are left out and a line says why.
@@ -11,14 +12,16 @@ the python of an environment that has it to use that one. Without it, its rows a
 --sweep-runs 2 runs mergekit twice for its sweep instead of 11 times, and counts the other runs as their mean.
 
 Every job is a process of its own, measured from its start to its end, imports and sync to disk included. Jobs to
-compare run in turn, --repeats times, with a warm page cache; the median is printed, the range stored. Memory is the
-peak of RssAnon, summed over the process and its children, sampled every 5 ms: pages of mapped files are not in it.
+compare run in turn, --repeats times, with a warm page cache; the median is printed, the range stored; what takes more
+than a minute runs once. Memory is the peak of RssAnon, summed over the process and its children, sampled every 5 ms:
+pages of mapped files are not in it. "soups linear, new files" knows no digest yet, the other jobs of soups do.
 """
 
 import argparse
 import datetime
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shutil
@@ -40,6 +43,8 @@ MERGEKIT = "mergekit==0.1.5"
 NUM_POINTS = 11
 WEIGHTS = (0.3, 0.7)
 SAMPLE_SECONDS = 0.005
+ONCE_SECONDS = 60.0  # a job that takes longer is not repeated
+NOISE = 1 << 22  # entries of noise that all tensors are cut from
 
 
 # --- models: the layout of Llama, which mergekit knows best -----------------------------------------------------------
@@ -72,7 +77,7 @@ def shapes(size: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
 
 
 def save_models(folder: Path, num_parameters: float, count: int, dtype: str) -> list[Path]:
-    """Write a base and its fine-tunings, each once; return their folders."""
+    """Write a base and its fine-tunings, each once, unless they are there; return their folders."""
     import torch
     from safetensors.torch import save_file
 
@@ -89,20 +94,32 @@ def save_models(folder: Path, num_parameters: float, count: int, dtype: str) -> 
         "tie_word_embeddings": False,
         "torch_dtype": dtype,
     }
+    noise = torch.randn(NOISE, generator=torch.Generator().manual_seed(0))
+
+    def drawn(shape: tuple[int, ...], seed: int, scale: float) -> torch.Tensor:
+        entries = torch.empty(math.prod(shape))
+        start, done = 7919 * seed % NOISE, 0
+        while done < len(entries):
+            part = noise[start : start + len(entries) - done]
+            torch.mul(part, scale, out=entries[done : done + len(part)])
+            start, done = 0, done + len(part)
+        return entries.view(shape)
+
     paths = []
     for index in range(count):
-        path = folder / f"m{index}"
-        path.mkdir(parents=True)
+        path = folder / f"{num_parameters / 1e6:g}M_{dtype}" / f"m{index}"
+        paths.append(path)
+        if (path / "config.json").exists():
+            continue
+        path.mkdir(parents=True, exist_ok=True)
         tensors = {}
         for number, (name, shape) in enumerate(shapes(size).items()):
-            tensor = torch.randn(shape, generator=torch.Generator().manual_seed(number)) * 0.02
+            tensor = drawn(shape, number, 0.02)
             if index:
-                update = torch.Generator().manual_seed(1000 * index + number)
-                tensor += torch.randn(shape, generator=update) * 0.001
+                tensor += drawn(shape, 1000 * index + number, 0.001)
             tensors[name] = tensor.to(getattr(torch, dtype))
         save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
         (path / "config.json").write_text(json.dumps(config))
-        paths.append(path)
     return paths
 
 
@@ -122,15 +139,16 @@ def anonymous_bytes(pid: int) -> int:
     return total + sum(anonymous_bytes(int(child)) for child in children)
 
 
-def run(command: Sequence[str], log: Path) -> dict[str, float]:
+def run(command: Sequence[str], log: Path, cache: Path | None = None) -> dict[str, float]:
     """Run a command to its end; return wall and processor seconds and the peak of anonymous memory.
 
     Raises:
         RuntimeError: it failed; the end of what it printed is in the message.
     """
+    environment = os.environ | ({"XDG_CACHE_HOME": str(cache)} if cache else {})
     peak, start = 0, time.perf_counter()
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT)
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, env=environment)
         result: list[Any] = []
 
         def wait() -> None:
@@ -157,6 +175,8 @@ def in_turn(jobs: Mapping[str, Job], repeats: int) -> dict[str, dict[str, Any]]:
     seen: dict[str, list[dict[str, float]]] = {name: [] for name in jobs}
     for number in range(repeats):
         for name, job in jobs.items():
+            if number and seen[name][0]["seconds"] > ONCE_SECONDS:
+                continue
             seen[name].append(job())
             print(f"  {name} {number + 1}/{repeats}: {seen[name][-1]['seconds']:.2f} s", file=sys.stderr, flush=True)
     summary: dict[str, dict[str, Any]] = {}
@@ -183,12 +203,15 @@ def copy_job(models: Sequence[Path], out: Path, log: Path) -> Job:
     return job
 
 
-def soups_job(args: Sequence[str], out: Path, log: Path) -> Job:
-    """Return a merge by our command line."""
+def soups_job(args: Sequence[str], out: Path, log: Path, *, knows_digests: bool = True) -> Job:
+    """Return a merge by our command line, with the digests of earlier jobs or without any."""
+    cache = log.parent / ("cache" if knows_digests else "empty")
 
     def job() -> dict[str, float]:
         fresh(out)
-        return run([sys.executable, "-m", "soups", "merge", *args, "-o", str(out)], log)
+        if not knows_digests:
+            shutil.rmtree(cache, ignore_errors=True)
+        return run([sys.executable, "-m", "soups", "merge", *args, "-o", str(out)], log, cache)
 
     return job
 
@@ -204,6 +227,14 @@ def mergekit_job(python: str, recipe: Mapping[str, Any], out: Path, log: Path) -
         return run([python, "-c", code, str(path), str(out), "--no-copy-tokenizer"], log)
 
     return job
+
+
+def warm(models: Sequence[Path]) -> None:
+    """Read the models once, so that no job finds a colder disk than the others."""
+    for model in models:
+        with (model / "model.safetensors").open("rb", buffering=0) as file:
+            while file.read(1 << 20):
+                pass
 
 
 def fresh(out: Path, *, make: bool = False) -> None:
@@ -258,7 +289,7 @@ def sweep_job(models: Sequence[Path], log: Path) -> Job:
     """Return an in-memory sweep; the time of a point, without the end points, is added to its numbers."""
 
     def job() -> dict[str, float]:
-        found = run([sys.executable, __file__, "--sweep", *map(str, models)], log)
+        found = run([sys.executable, __file__, "--sweep", *map(str, models)], log, log.parent / "cache")
         printed = json.loads(log.read_text().splitlines()[-1])
         found["load_seconds"] = printed["load_seconds"]
         for clock, values in printed["points"].items():
@@ -351,8 +382,9 @@ def targets(rows: Mapping[str, Mapping[str, Any]], error: float, clock: str) -> 
 
     found = [
         (f"linear, {clock} over plain copy", ratio("soups linear", "plain copy"), 1.5),
-        (f"linear, {clock} over mergekit", ratio("soups linear", "mergekit linear"), 1 / 3),
-        ("linear, peak anonymous MB", rows["soups linear"]["megabytes"], 300.0),
+        (f"linear, new files, {clock} over plain copy", ratio("soups linear, new files", "plain copy"), 1.5),
+        (f"linear, new files, {clock} over mergekit", ratio("soups linear, new files", "mergekit linear"), 1 / 3),
+        ("linear, new files, peak anonymous MB", rows["soups linear, new files"]["megabytes"], 300.0),
         ("linear, error relative to float64", error, 1e-6),
         (f"TIES, {clock} over mergekit", ratio("soups ties", "mergekit ties"), 1 / 2),
         (f"sweep, {clock} per point", rows["soups sweep"][f"{clock}_per_point"], 1.5),
@@ -368,11 +400,15 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     log = folder / "log.txt"
     about = machine(folder)
     python, reason = find_mergekit(options.cache)
-    base, *models = save_models(folder / "models", options.parameters, 3, "float32")
+    kept = options.models or folder / "models"
+    base, *models = save_models(kept, options.parameters, 3, "float32")
+    warm([base, *models])
     spelled, out = ",".join(map(str, WEIGHTS)), folder / "out"
+    linear = [*map(str, models), "--weights", spelled]
     jobs: dict[str, Job] = {
         "plain copy": copy_job(models, out, log),
-        "soups linear": soups_job([*map(str, models), "--weights", spelled], folder / "linear", log),
+        "soups linear, new files": soups_job(linear, folder / "linear", log, knows_digests=False),
+        "soups linear": soups_job(linear, folder / "linear", log),
         "soups ties": soups_job(
             [*map(str, models), "--method", "ties", "--base", str(base), "--param", "density=0.5"], folder / "ties", log
         ),
@@ -380,10 +416,11 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
     if python is not None:
         ties = {"base_model": str(base), "parameters": {"density": 0.5}}
-        linear = mergekit_recipe("linear", models, WEIGHTS)
-        jobs["mergekit linear"] = mergekit_job(python, linear, folder / "mergekit_linear", log)
+        recipe = mergekit_recipe("linear", models, WEIGHTS)
+        jobs["mergekit linear"] = mergekit_job(python, recipe, folder / "mergekit_linear", log)
         recipe = mergekit_recipe("ties", models, (0.5, 0.5), **ties)
         jobs["mergekit ties"] = mergekit_job(python, recipe, folder / "mergekit_ties", log)
+    soups_job(linear, folder / "linear", log)()  # from here on the digests are known
     rows = in_turn(jobs, options.repeats)
     if python is not None:
         each = []
@@ -394,8 +431,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         rows["mergekit sweep"] = sums | {"megabytes": max(row["megabytes"] for row in each)}
     error = largest_error(models, WEIGHTS, folder / "linear")
     if options.large:
-        shutil.rmtree(folder / "models")
-        large = save_models(folder / "models", 2e9, 4, "bfloat16")
+        shutil.rmtree(folder / "models", ignore_errors=True)
+        large = save_models(kept, 2e9, 4, "bfloat16")
         rows |= in_turn({"soups large": soups_job([str(model) for model in large], folder / "large", log)}, 1)
     found = targets(rows, error, options.by)
     return {
@@ -417,7 +454,8 @@ def main() -> None:
     parser.add_argument("--by", choices=("seconds", "cpu_seconds"), default="seconds", help="the clock of the targets")
     parser.add_argument("--sweep-runs", type=int, default=NUM_POINTS, help="of mergekit, for its sweep")
     parser.add_argument("--large", action="store_true", help="also merge four models of 2B parameters")
-    parser.add_argument("--folder", type=Path, help="where to put the models; default: the temporary folder")
+    parser.add_argument("--folder", type=Path, help="where to put the results; default: the temporary folder")
+    parser.add_argument("--models", type=Path, help="keep the models here; default: with the results, and removed")
     home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "soups-benchmark"
     parser.add_argument("--cache", type=Path, default=home, help="where mergekit is installed")
     parser.add_argument("--json", type=Path, help="also write all numbers here")

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from soups.batch_norm import is_statistic, recomputed
+from soups.digests import sha256
 from soups.engine.jobs import num_cores
 from soups.engine.output import WeightFiles, check_free, check_space, copy_side_files, new_folder, plan_shards
+from soups.engine.processes import can_fork
 from soups.engine.stream import Read, Task, predicted_memory, predicted_seconds, stream
 from soups.errors import UserError
 from soups.methods import Method
@@ -23,7 +25,7 @@ from soups.points import explicit
 from soups.recipes.coefficients import Rule
 from soups.recipes.compute import compute_into, raw_of
 from soups.recipes.policies import Action, Policies, resolve
-from soups.state import Checkpoint, read_digests
+from soups.state import Checkpoint, files_without_digest, read_digests, record_digests
 
 if TYPE_CHECKING:
     import torch
@@ -161,24 +163,31 @@ def merge(recipe: Recipe, out_dir: Path, *, shard_bytes: int | None = None) -> N
     infos = {name: action.info for name, action in recipe.actions.items()}
     check_space(out_dir, sum(info.num_bytes for info in infos.values()))
     tasks = _tasks(recipe)
+    needs_torch, forks = any(task.needs_torch for task in tasks), can_fork()
     with ExitStack() as stack:
         readers = {checkpoint: stack.enter_context(checkpoint.reader()) for checkpoint in recipe.inputs}
         folder = stack.enter_context(new_folder(out_dir))
-        # The digests are computed while the models are merged, from what the disk has just read for one or the other.
-        digests = stack.enter_context(ThreadPoolExecutor(1)).submit(read_digests, recipe.files)
-        if needs_torch := any(task.needs_torch for task in tasks):
-            import torch  # noqa: F401 - it takes seconds, which the digests take too
         if needs_torch or not recipe.is_commutative:
-            digests.result()
+            _read_digests_first(recipe, needs_torch)
         shards = partial(plan_shards, infos, shard_bytes=shard_bytes)
         with WeightFiles(folder, shards(metadata=_metadata(recipe, lambda checkpoint: NO_DIGEST))) as files:
-            stream(tasks, readers, files)
-            digests.result()
+            # The other digests are computed by those that merge, before: what the disk has read serves both.
+            paths = files_without_digest(recipe.files)
+            digests = stream(tasks, readers, files, forks=forks, further=[partial(sha256, path) for path in paths])
+            record_digests(recipe.files, dict(zip(paths, digests, strict=True)))
             files.write_headers(shards(metadata=_metadata(recipe)))
         copy_side_files(recipe.template.model_path, folder)
         (folder / "README.md").write_text(model_card(recipe), encoding="utf-8")
         if recipe.text:
             (folder / RECIPE_NAME).write_text(recipe.text, encoding="utf-8")
+
+
+def _read_digests_first(recipe: Recipe, needs_torch: bool) -> None:
+    with ThreadPoolExecutor(1) as thread:
+        digests = thread.submit(read_digests, recipe.files)
+        if needs_torch:
+            import torch  # noqa: F401 - it takes seconds, which the digests take too
+        digests.result()
 
 
 def _recomputed(recipe: Recipe, out_dir: Path) -> dict[str, torch.Tensor]:
@@ -246,11 +255,19 @@ def plan(recipe: Recipe) -> dict[str, Any]:
         "num_parameters": sum(info.num_elements for info in infos.values() if info.is_float),
         "dtypes": sorted({info.dtype for info in infos.values()}),
         "integer_tensors": [name for name, info in infos.items() if not info.is_float],
+        "mixed_statistics": [name for name in infos if is_statistic(name) and _is_mixed(recipe, name)],
         "bytes_read": num_read,
         "bytes_written": num_written,
-        "bytes_memory": predicted_memory(tasks, num_cores()),
+        "bytes_memory": predicted_memory(tasks, num_cores(), forks=can_fork()),
         "seconds": round(predicted_seconds(tasks, num_read + num_written, num_cores()), 1),
     }
+
+
+def _is_mixed(recipe: Recipe, name: str) -> bool:
+    """Say whether several models went into a tensor, and not a pass over data."""
+    action = recipe.actions[name]
+    several = any(sum(weight != 0 for weight in part.weights) > 1 for part in action.parts)
+    return action.how in ("merge", "linear") and several and recipe.policies.batch_norm != "recompute"
 
 
 def model_card(recipe: Recipe) -> str:

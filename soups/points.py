@@ -85,7 +85,7 @@ def explicit(lists: Iterable[Sequence[float]], num_models: int) -> list[Point]:
         listed = ",".join(f"{weight:g}" for weight in weights)
         if len(weights) != num_models:
             raise UserError(
-                f"{len(weights)} weights for {num_models} models: {listed}",
+                f"{len(weights)} weight{'s' * (len(weights) != 1)} for {num_models} models: {listed}",
                 where="--weights",
                 fix="give one weight per model, in the order of the models, such as 0.5,0.5",
             )

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from soups.digests import sha256
 from soups.errors import UserError
 from soups.sources import TORCH_SUFFIXES, read_infos
 from soups.sources.info import DTYPES, ITEM_BYTES, TensorInfo, corrupt
@@ -58,7 +59,7 @@ class Checkpoint:
     @cached_property
     def file_digests(self) -> dict[str, str]:
         """Return the SHA-256 of each weight file, by file name; equal to what ``sha256sum`` prints."""
-        return {path.name: _sha256(path) for path in self.weight_paths}
+        return {path.name: sha256(path) for path in self.weight_paths}
 
     @cached_property
     def digest(self) -> str:
@@ -229,25 +230,24 @@ def _default_name(path: Path) -> str:
     return path.resolve().stem if path.suffix in suffixes and path.is_file() else path.resolve().name
 
 
-def read_digests(checkpoints: Sequence[Checkpoint]) -> None:
-    """Compute the digests of all files of some checkpoints at the same time, unless they are known."""
+def files_without_digest(checkpoints: Sequence[Checkpoint]) -> list[Path]:
+    """Return the weight files of some checkpoints whose digests were not computed yet."""
     # Not through the properties: functools.cached_property of Python 3.11 lets one thread compute at a time.
-    paths = {path for c in checkpoints if "file_digests" not in c.__dict__ for path in c.weight_paths}
-    with ThreadPoolExecutor() as pool:
-        found = dict(zip(paths, pool.map(_sha256, paths), strict=True))
+    return sorted({path for c in checkpoints if "file_digests" not in c.__dict__ for path in c.weight_paths})
+
+
+def record_digests(checkpoints: Sequence[Checkpoint], found: Mapping[Path, str]) -> None:
+    """Tell the checkpoints the digests of their files."""
     for checkpoint in checkpoints:
         if all(path in found for path in checkpoint.weight_paths):
             checkpoint.__dict__["file_digests"] = {path.name: found[path] for path in checkpoint.weight_paths}
 
 
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(
-            f"cannot be read: {error.strerror}", where=str(path), fix="check the file and its disk"
-        ) from error
+def read_digests(checkpoints: Sequence[Checkpoint]) -> None:
+    """Compute the digests of all files of some checkpoints at the same time, unless they are known."""
+    paths = files_without_digest(checkpoints)
+    with ThreadPoolExecutor() as pool:
+        record_digests(checkpoints, dict(zip(paths, pool.map(sha256, paths), strict=True)))
 
 
 def check_compatible(checkpoints: Sequence[Checkpoint], *, any_dtype: bool = False) -> None:

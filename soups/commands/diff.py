@@ -32,7 +32,9 @@ def command(
     as_json: options.AsJson = False,
     debug: options.Debug = False,
 ) -> None:
-    """Compare models by module; with a sweep or an evaluator also along the path between them.
+    """Compare models by module, and along the path between them.
+
+    The path needs the scores of a sweep, or an evaluator.
 
     Example: soups diff runs/cider runs/bleu --base runs/init --results runs/sweep
     """

@@ -37,7 +37,9 @@ def command(
     as_json: options.AsJson = False,
     debug: options.Debug = False,
 ) -> None:
-    """Draw the front of two or more metrics: front.json, front.png, front.svg, front.html.
+    """Draw the front of two or more metrics and measure it.
+
+    Writes front.json, front.png, front.svg and front.html.
 
     Example: soups front runs/sweep --x CIDEr --y BLEU4 --compare morl=runs/morl
     """

@@ -29,7 +29,9 @@ def command(
     as_json: options.AsJson = False,
     debug: options.Debug = False,
 ) -> None:
-    """Average the best model with each next one that raises a metric; finished trials are kept.
+    """Average the best model with each next one that raises a metric.
+
+    Finished trials are kept: a killed run resumes.
 
     Example: soups greedy runs/*/ --evaluator evaluate:held_out --metric accuracy -o runs/greedy --save runs/soup
     """

@@ -40,7 +40,9 @@ def command(
     as_json: options.AsJson = False,
     debug: options.Debug = False,
 ) -> None:
-    """Merge checkpoints into a new one, by flags or by a recipe file (ours, or one of mergekit).
+    """Merge checkpoints into a new one, by flags or by a recipe file.
+
+    A recipe is one of ours or of mergekit.
 
     Example: soups merge runs/cider runs/bleu --weights 0.3,0.7 -o runs/soup
 
@@ -143,9 +145,14 @@ def _lines(summary: dict[str, Any]) -> list[str]:
     count, size = summary["num_parameters"], summary["bytes_written"]
     dtypes = ", ".join(summary["dtypes"])
     done = "wrote" if summary["written"] else "would write"
+    tensors = f"{summary['num_tensors']} tensor{'s' * (summary['num_tensors'] != 1)}"
+    seconds = f"{summary['seconds']:.0f} s" if summary["seconds"] >= 1 else "under 1 s"
+    statistics = len(summary["mixed_statistics"])
+    note = f"note: {statistics} batch-norm statistics are mixed too, and fit no mixture; see batch_norm in recipes"
     return [
         f"{summary['method']}: {spell(summary['coefficients'])}",
-        f"{summary['num_tensors']} tensors, {count:,} parameters, {dtypes}, {size / 1e6:.1f} MB",
-        f"predicted: {summary['bytes_memory'] / 1e6:.0f} MB of memory, {summary['seconds']:.0f} s from a cold disk",
+        f"{tensors}, {count:,} parameters, {dtypes}, {size / 1e6:.1f} MB",
+        f"predicted: {summary['bytes_memory'] / 1e6:.0f} MB of memory, {seconds} from a cold disk",
+        *([note] if statistics else []),
         f"{done} {summary['out']}",
     ]

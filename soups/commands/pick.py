@@ -40,7 +40,9 @@ def command(
     as_json: options.AsJson = False,
     debug: options.Debug = False,
 ) -> None:
-    """Choose coefficients for a user who weighs the metrics; needs no further evaluation of a model.
+    """Choose coefficients for a user who weighs the metrics.
+
+    Without --refine it evaluates no model.
 
     Example: soups pick runs/sweep --preference CIDEr=0.7,BLEU4=0.3 --refine 4
     """

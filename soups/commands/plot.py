@@ -34,7 +34,9 @@ def command(
     as_json: options.AsJson = False,
     debug: options.Debug = False,
 ) -> None:
-    """Draw a figure as KIND.png, KIND.svg and KIND.html; a click on a point shows its samples.
+    """Draw a figure as PNG, SVG and an interactive page.
+
+    Writes KIND.png, KIND.svg and KIND.html, where a click on a point shows its samples.
 
     Example: soups plot spider runs/sweep morl=runs/morl --init runs/init/metrics.json -o figures
     """

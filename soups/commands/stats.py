@@ -25,7 +25,7 @@ def command(
     as_json: options.AsJson = False,
     debug: options.Debug = False,
 ) -> None:
-    """Measure a model on data of its task, for the methods fisher and regmean.
+    """Measure a model on its data, for the methods fisher and regmean.
 
     Example: soups stats runs/vqa --kind fisher --loss objective:held_out -o runs/vqa_fisher
     """

@@ -58,10 +58,11 @@ def command(
     as_json: options.AsJson = False,
     debug: options.Debug = False,
 ) -> None:
-    """Score mixtures of checkpoints; finished points are kept, so a killed sweep resumes.
+    """Score mixtures of checkpoints; a killed sweep resumes.
 
-    The models may be given by a recipe file without weights; its rules and policies then hold at every point. Under
-    torchrun or srun, each process scores its share of the points.
+    Finished points are kept in the folder, so that points can be added later. The models may be given by a recipe
+    file without weights; its rules and policies then hold at every point. Under torchrun or srun, each process scores
+    its share of the points.
 
     Example: soups sweep runs/cider runs/bleu --evaluator unival.evaluate:soup_evaluator -o runs/sweep
 

@@ -5,7 +5,10 @@ Values are widened to float64 and rounded once, as `soups.methods` does with ten
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,26 +37,70 @@ class Raw:
         """Return the number of entries."""
         return len(self.data) // self.item_bytes
 
-    def widen(self) -> Wide:
-        """Return the values, in new memory."""
+    def widen(self, out: Wide | None = None) -> Wide:
+        """Return the values, in ``out`` or in new memory."""
+        wide = np.empty(len(self)) if out is None else out
         with np.errstate(all="ignore"):  # NaNs are values like others
             if self.dtype == "BF16":  # the upper half of a float32
-                return (self.data.view(np.uint16).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-            return self.data.view(FLOATS[self.dtype]).astype(np.float64)
+                bits = reused("bits", 4 * len(self)).view(np.uint32)
+                bits[:] = self.data.view(np.uint16)
+                bits <<= 16
+                wide[:] = bits.view(np.float32)
+            else:
+                wide[:] = self.data.view(FLOATS[self.dtype])
+        return wide
 
     def store(self, values: Wide) -> None:
         """Write values, rounded to the nearest, to even where two are as near; overflow becomes infinity."""
         with np.errstate(all="ignore"):
-            if self.dtype == "BF16":
-                self.data.view(np.uint16)[:] = _bfloat16(values.astype(np.float32))
-            elif self.dtype == "F16":  # torch rounds by way of float32
-                self.data.view(np.float16)[:] = values.astype(np.float32)
-            else:
+            if self.dtype == "F64" or self.dtype == "F32":
                 self.data.view(FLOATS[self.dtype])[:] = values
+                return
+            single = reused("single", 4 * len(values)).view(np.float32)  # torch rounds by way of float32
+            single[:] = values
+            if self.dtype == "F16":
+                self.data.view(np.float16)[:] = single
+            else:
+                _round_bfloat16(self.data.view(np.uint16), single)
 
 
-def _bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
-    bits = values.view(np.uint32)
+def _round_bfloat16(out: NDArray[np.uint16], values: NDArray[np.float32]) -> None:
+    bits, rounded = values.view(np.uint32), reused("bits", values.nbytes).view(np.uint32)
     # Half of the last place that is kept, less one where that place is even.
-    rounded = ((bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))) >> 16).astype(np.uint16)
-    return np.where(np.isnan(values), QUIET_NAN, rounded)
+    np.right_shift(bits, 16, out=rounded)
+    rounded &= 1
+    rounded += 0x7FFF
+    rounded += bits
+    rounded >>= 16
+    out[:] = rounded
+    is_nan = np.isnan(values)
+    if is_nan.any():
+        out[is_nan] = QUIET_NAN
+
+
+def add_up(out: Raw, inputs: Sequence[Raw], weights: Sequence[float]) -> None:
+    """Write the sum of the inputs, each times its weight, into ``out``; inputs without weight are not read.
+
+    Products and sums are rounded apart, as those of the operators are, but no memory is allocated.
+    """
+    used = [(part, weight) for part, weight in zip(inputs, weights, strict=True) if weight != 0]  # 0 * inf is NaN
+    total, term = (reused(name, 8 * len(out)).view(np.float64) for name in ("total", "term"))
+    if not used:
+        total[:] = 0
+    for number, (part, weight) in enumerate(used):
+        product = part.widen(term if number else total)
+        product *= weight
+        if number:
+            total += term
+    out.store(total)
+
+
+_kept = threading.local()
+
+
+def reused(name: Hashable, num_bytes: int) -> NDArray[np.uint8]:
+    """Return bytes that the next call of this thread with this name gets again: fresh memory costs page faults."""
+    kept: dict[Any, NDArray[np.uint8]] = _kept.__dict__
+    if name not in kept or len(kept[name]) < num_bytes:
+        kept[name] = np.empty(num_bytes, dtype=np.uint8)
+    return kept[name][:num_bytes]

@@ -15,7 +15,7 @@ from typing import Any
 class Job:
     """A piece of work, and the bytes of memory that it holds while it runs."""
 
-    run: Callable[[], None]
+    run: Callable[[], object]
     num_bytes: int = 0
 
 
@@ -26,7 +26,11 @@ def num_cores() -> int:
     return min(max(int(limit), 1), available) if limit.isdecimal() else available
 
 
-def run_jobs(jobs: Iterable[Job], num_threads: int, budget: int | None = None) -> None:
+def run_jobs(
+    jobs: Iterable[Job],
+    num_threads: int,
+    budget: int | None = None,
+) -> None:
     """Run the jobs, started in their order, each on one thread; numpy and torch release the lock of Python.
 
     Jobs that use torch must have imported it before: its threads and its gradients are then off in them.
@@ -40,7 +44,7 @@ def run_jobs(jobs: Iterable[Job], num_threads: int, budget: int | None = None) -
         BaseException: the first that a job raised; the jobs that were not started then are not.
     """
     if num_threads == 1:
-        with _without_gradients():
+        with without_gradients():
             for job in jobs:
                 job.run()
         return
@@ -49,7 +53,7 @@ def run_jobs(jobs: Iterable[Job], num_threads: int, budget: int | None = None) -
     def work() -> None:
         if torch := sys.modules.get("torch"):
             torch.set_num_threads(1)  # counts for this thread; the pieces are too small to share among threads
-        with _without_gradients():
+        with without_gradients():
             queue.work()
 
     threads = [threading.Thread(target=work, daemon=True) for _ in range(num_threads)]
@@ -65,14 +69,15 @@ def _run(threads: Sequence[threading.Thread], queue: _Queue) -> None:
             thread.start()
         for thread in threads:
             thread.join()
-    except BaseException as error:  # an interrupt: let the running jobs finish, start no more
+    except BaseException as error:  # such as an interrupt: let the running jobs finish, start no more
         queue.stop(error)
         for thread in threads:
             if thread.ident is not None:
                 thread.join()
 
 
-def _without_gradients() -> AbstractContextManager[Any]:
+def without_gradients() -> AbstractContextManager[Any]:
+    """Return a context in which torch, if it was imported, records no graph."""
     torch = sys.modules.get("torch")
     return torch.no_grad() if torch else nullcontext()
 

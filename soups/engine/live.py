@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from soups.engine.jobs import Job, num_cores, run_jobs
 from soups.errors import UserError
 from soups.points import Point
 from soups.recipes.compute import compute_into
-from soups.state import MAX_LISTED, Checkpoint
+from soups.state import MAX_LISTED, Checkpoint, read_digests
 
 if TYPE_CHECKING:
     import torch
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     from soups.merge import Recipe
     from soups.sweep import Sweep
 
-PIECE_ELEMENTS = 1 << 20  # what a thread takes at a time
 GPU_SHARE = 0.8  # of the free memory of a GPU that the checkpoints may take
 
 
@@ -39,6 +37,7 @@ class LiveSoup:
         within = self._within()
         infos = {name: action.info for name, action in within.actions.items()}
         check_live(infos, live, sweep.evaluator)
+        read_digests(sweep.checkpoints)
         self._digests = [checkpoint.digest for checkpoint in sweep.checkpoints]
         self._live = {name: live[name] for name in infos}
         checkpoints = [*sweep.checkpoints, *([sweep.base] if sweep.base else [])]
@@ -49,7 +48,7 @@ class LiveSoup:
             _check_aliases_agree(names, states)
         for name, action in within.actions.items():
             if action.how == "agree":  # fail now rather than at the first mixture
-                self._bound(within, torch.empty_like(self._live[name]), name, None)()
+                self._compute(within, name, torch.empty_like(self._live[name]))
 
     def _within(self) -> Recipe:
         """Return the recipe of a point where every model counts; at a corner, policies may leave tensors out."""
@@ -58,6 +57,8 @@ class LiveSoup:
 
     def write(self, point: Point) -> None:
         """Write the mixture of one point into the live tensors."""
+        import torch
+
         recipe = self._sweep.recipe(point)
         shapes = {name: action.info.shape for name, action in recipe.actions.items()}
         if shapes != {name: tuple(tensor.shape) for name, tensor in self._live.items()}:
@@ -66,29 +67,14 @@ class LiveSoup:
             raise UserError(what, where="policies", fix=fix)
         skipped = {name for names in self._groups for name in names[1:]}  # written with the first of their group
         names = [name for name in self._live if name not in skipped]
-        on_cpu = all(self._live[name].device.type == "cpu" for name in names)
-        jobs = (job for name in names for job in self._jobs(recipe, name))
-        run_jobs(jobs, num_cores() if on_cpu else 1)  # a GPU has its own queue
+        with torch.no_grad():
+            for name in names:
+                self._compute(recipe, recipe.actions[name].source or name, self._live[name])
 
-    def _jobs(self, recipe: Recipe, name: str) -> Iterator[Job]:
-        live, source = self._live[name], recipe.actions[name].source or name
-        is_cut = recipe.is_elementwise(source) and live.is_contiguous() and live.device.type == "cpu"
-        step = PIECE_ELEMENTS if is_cut else max(live.numel(), 1)
-        for start in range(0, max(live.numel(), 1), step):
-            piece = slice(start, start + step) if is_cut else None
-            yield Job(self._bound(recipe, live, source, piece))
-
-    def _bound(self, recipe: Recipe, live: torch.Tensor, source: str, piece: slice | None) -> Callable[[], None]:
-        def part(state: Mapping[str, torch.Tensor]) -> Callable[[str], torch.Tensor]:
-            return lambda wanted: state[wanted] if piece is None else state[wanted].reshape(-1)[piece]
-
-        def run() -> None:
-            out = live if piece is None else live.view(-1)[piece]
-            base = None if self._base is None else part(self._base)
-            states = [part(state) for state in self._states]
-            compute_into(out, source, recipe.actions[source], states, base, recipe.method, self._digests)
-
-        return run
+    def _compute(self, recipe: Recipe, name: str, out: torch.Tensor) -> None:
+        states = [state.__getitem__ for state in self._states]
+        base = None if self._base is None else self._base.__getitem__
+        compute_into(out, name, recipe.actions[name], states, base, recipe.method, self._digests)
 
 
 def _load(checkpoints: Sequence[Checkpoint], live: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:

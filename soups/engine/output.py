@@ -19,7 +19,7 @@ from soups.errors import UserError
 from soups.sources.info import ITEM_BYTES, TensorInfo
 
 WEIGHTS_NAME = "model.safetensors"
-SYNC_SECONDS = 0.2
+SYNC_SECONDS = 0.5
 SIDE_FILES = (
     "config.json",
     "generation_config.json",
@@ -89,6 +89,7 @@ def _locked(folder: Path) -> Iterator[bool]:
     import fcntl
 
     handle = os.open(folder, os.O_RDONLY)
+    _locks.add(handle)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -97,7 +98,22 @@ def _locked(folder: Path) -> Iterator[bool]:
         else:
             yield True
     finally:
+        _locks.discard(handle)
         os.close(handle)
+
+
+_locks: set[int] = set()
+
+
+def _leave_locks() -> None:
+    """Close the locks in a copy of this process: one that outlives it must not seem to be it."""
+    for handle in _locks:
+        os.close(handle)
+    _locks.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_locks)
 
 
 def _remove_abandoned(out_dir: Path) -> None:
@@ -218,13 +234,17 @@ class WeightFiles:
 
     def __enter__(self) -> WeightFiles:
         """Return the files."""
-        self._syncing.start()
         return self
+
+    def start_syncing(self) -> None:
+        """Give the disk work while the files are written, rather than at the end: from another thread."""
+        self._syncing.start()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         """Sync the files to disk, unless something went wrong, and close them."""
         self._is_complete.set()
-        self._syncing.join()
+        if self._syncing.ident is not None:
+            self._syncing.join()
         try:
             if kind is None and self._sync_error is not None:
                 raise self._sync_error

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from itertools import chain, count
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from soups.engine.jobs import Job, num_cores, run_jobs
 from soups.engine.output import WeightFiles
+from soups.engine.processes import run_forked
 from soups.sources.info import DTYPES, ITEM_BYTES, TensorInfo
 from soups.state import Checkpoint, Reader
 
@@ -18,9 +19,11 @@ if TYPE_CHECKING:
 
     from soups.engine.arrays import Raw
 
+Found = TypeVar("Found")
 Read = Callable[[Checkpoint, str], "torch.Tensor"]  # from a checkpoint and a name to the tensor or a piece of it
 
 PIECE_ELEMENTS = 1 << 17  # 0.5 MB in float32: large enough for the disk, small enough for the cache
+JOB_PIECES = 8  # pieces that are handed out together
 BUDGET_BYTES = 256 << 20  # whole tensors in work at the same time; a larger one is in work alone
 WORK_BYTES = 24  # per entry of a whole tensor: a float64 copy and what methods measure
 PYTHON_BYTES = 40 << 20  # what Python and numpy hold before any work
@@ -80,11 +83,12 @@ class Task:
         return str(checkpoint.infos[name].path), checkpoint.infos[name].offset
 
 
-def predicted_memory(tasks: Sequence[Task], num_threads: int) -> int:
+def predicted_memory(tasks: Sequence[Task], num_threads: int, *, forks: bool = False) -> int:
     """Return the peak of anonymous memory in bytes that `stream` will need, Python and torch included."""
     largest = max((task.num_bytes for task in tasks), default=0)
     start = TORCH_BYTES if any(task.needs_torch for task in tasks) else PYTHON_BYTES
-    return start + max(min(largest * num_threads, BUDGET_BYTES), largest)
+    copies = num_threads if forks and num_threads > 1 else 0  # they count what they share with this process too
+    return start * (1 + copies) + max(min(largest * num_threads, BUDGET_BYTES), largest)
 
 
 def predicted_seconds(tasks: Sequence[Task], num_bytes: int, num_threads: int) -> float:
@@ -94,89 +98,92 @@ def predicted_seconds(tasks: Sequence[Task], num_bytes: int, num_threads: int) -
     return start + max(num_bytes / DISK_BYTES_PER_SECOND, num_entries * SECONDS_PER_ENTRY / num_threads)
 
 
-def stream(tasks: Sequence[Task], readers: Mapping[Checkpoint, Reader], files: WeightFiles) -> None:
+def stream(
+    tasks: Sequence[Task],
+    readers: Mapping[Checkpoint, Reader],
+    files: WeightFiles,
+    *,
+    forks: bool = False,
+    further: Sequence[Callable[[], Found]] = (),
+) -> list[Found]:
     """Compute every task and write the result at its place.
 
     Args:
         tasks: one per tensor of the result.
         readers: the open files of every checkpoint that a task reads.
         files: where the result goes.
+        forks: work in copies of this process; see `soups.engine.processes.can_fork`.
+        further: work for the same threads or processes; it is started first.
+
+    Returns:
+        What the further work returned.
     """
+    import soups.engine.arrays  # noqa: F401 - numpy, before the jobs start
+
     if any(task.needs_torch for task in tasks):
-        import torch  # noqa: F401 - before the jobs start
-    run_jobs(_jobs(sorted(tasks, key=lambda task: task.place), readers, files), num_cores(), BUDGET_BYTES)
+        import torch  # noqa: F401
+    jobs = _jobs(sorted(tasks, key=lambda task: task.place), readers, files)
+    if forks and num_cores() > 1:
+        known = run_forked([*map(Job, further), *jobs], num_cores(), BUDGET_BYTES, files.start_syncing)
+        return [cast(Found, known[index]) for index in range(len(further))]
+    files.start_syncing()
+    found: dict[int, Found] = {}
+    more = [Job(partial(_keep, found, index, work)) for index, work in enumerate(further)]
+    run_jobs(chain(more, jobs), num_cores(), BUDGET_BYTES)
+    return [found[index] for index in range(len(further))]
+
+
+def _keep(found: dict[int, Found], index: int, work: Callable[[], Found]) -> None:
+    found[index] = work()
 
 
 def _jobs(tasks: Sequence[Task], readers: Mapping[Checkpoint, Reader], files: WeightFiles) -> Iterator[Job]:
     for task in tasks:
-        step = PIECE_ELEMENTS if task.is_cut else max(task.info.num_elements, 1)
-        for start in range(0, max(task.info.num_elements, 1), step):
-            stop = min(start + step, task.info.num_elements)
-            bound = _bound if task.needs_torch else _bound_raw
-            yield Job(bound(task, start, stop, readers, files), task.num_bytes)
+        size = task.info.num_elements
+        step = PIECE_ELEMENTS * JOB_PIECES if task.is_cut else max(size, 1)
+        for start in range(0, max(size, 1), step):
+            yield Job(partial(_run, task, start, min(start + step, size), readers, files), task.num_bytes)
 
 
-def _bound_raw(
-    task: Task, start: int, stop: int, readers: Mapping[Checkpoint, Reader], files: WeightFiles
-) -> Callable[[], None]:
-    def run() -> None:
-        from soups.engine.arrays import Raw
-
-        slots = count()
-
-        def entries(dtype: str) -> Raw:
-            num_bytes = (stop - start) * ITEM_BYTES[dtype]
-            return Raw(_array(next(slots), num_bytes), dtype, ITEM_BYTES[dtype])
-
-        inputs = []
-        for checkpoint, name in task.sources:
-            inputs.append(entries(checkpoint.infos[name].dtype))
-            readers[checkpoint].fill(name, start, inputs[-1].data.data)
-        out = entries(task.info.dtype)
-        assert task.raw is not None
-        task.raw(out, inputs)
-        files.write(task.name, start * ITEM_BYTES[task.info.dtype], out.data.data)
-
-    return run
+def _run(task: Task, start: int, stop: int, readers: Mapping[Checkpoint, Reader], files: WeightFiles) -> None:
+    """Make some entries of a tensor, piece by piece."""
+    step = PIECE_ELEMENTS if task.is_cut else max(stop - start, 1)
+    make = _with_torch if task.needs_torch else _with_arrays
+    for first in range(start, max(stop, start + 1), step):
+        data = make(task, first, min(first + step, stop), readers)
+        files.write(task.name, first * ITEM_BYTES[task.info.dtype], data)
 
 
-def _bound(
-    task: Task, start: int, stop: int, readers: Mapping[Checkpoint, Reader], files: WeightFiles
-) -> Callable[[], None]:
-    def run() -> None:
-        import torch
+def _with_arrays(task: Task, start: int, stop: int, readers: Mapping[Checkpoint, Reader]) -> memoryview:
+    from soups.engine.arrays import Raw, reused
 
-        shape = (stop - start,) if task.is_cut else task.info.shape
-        slots = count()
+    def entries(slot: int, dtype: str) -> Raw:
+        return Raw(reused(("piece", slot), (stop - start) * ITEM_BYTES[dtype]), dtype, ITEM_BYTES[dtype])
 
-        def read(checkpoint: Checkpoint, name: str) -> torch.Tensor:
-            if not task.is_cut:
-                return readers[checkpoint](name)
-            num_bytes = (stop - start) * ITEM_BYTES[checkpoint.infos[name].dtype]
-            return readers[checkpoint].piece(name, start, stop, _memory(next(slots), num_bytes))
-
-        out = torch.empty(shape, dtype=getattr(torch, DTYPES[task.info.dtype][0]))
-        task.compute(out, read)
-        files.write(task.name, start * ITEM_BYTES[task.info.dtype], out.view(-1).view(torch.uint8).numpy().data)
-
-    return run
+    inputs = []
+    for slot, (checkpoint, name) in enumerate(task.sources):
+        inputs.append(entries(slot, checkpoint.infos[name].dtype))
+        readers[checkpoint].fill(name, start, inputs[-1].data.data)
+    out = entries(len(inputs), task.info.dtype)
+    assert task.raw is not None
+    task.raw(out, inputs)
+    return out.data.data
 
 
-_kept = threading.local()
-
-
-def _memory(slot: int, num_bytes: int) -> torch.Tensor:
-    """Return at least so many bytes, see `_array`."""
+def _with_torch(task: Task, start: int, stop: int, readers: Mapping[Checkpoint, Reader]) -> memoryview:
     import torch
 
-    return torch.from_numpy(_array(slot, num_bytes))
+    from soups.engine.arrays import reused
 
+    slots = count()
 
-def _array(slot: int, num_bytes: int) -> Any:
-    """Return bytes that the next piece of this thread will use again: fresh memory costs a page fault every 4 kB."""
-    import numpy as np
+    def read(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+        if not task.is_cut:
+            return readers[checkpoint](name)
+        memory = reused(("piece", next(slots)), (stop - start) * ITEM_BYTES[checkpoint.infos[name].dtype])
+        return readers[checkpoint].piece(name, start, stop, torch.from_numpy(memory))
 
-    kept: dict[Any, Any] = _kept.__dict__
-    if slot not in kept or len(kept[slot]) < num_bytes:
-        kept[slot] = np.empty(num_bytes, dtype=np.uint8)
-    return kept[slot][:num_bytes]
+    shape = (stop - start,) if task.is_cut else task.info.shape
+    out = torch.empty(shape, dtype=getattr(torch, DTYPES[task.info.dtype][0]))
+    task.compute(out, read)
+    return out.view(-1).view(torch.uint8).numpy().data

@@ -1,7 +1,8 @@
 r"""Score any causal language model of ``transformers``: generate an answer to every prompt and reward it.
 
 Rewards have the interface of TRL: ``reward(prompts=[...], completions=[...], **columns)`` returns one number per
-prompt; columns are the other fields of the prompts' records. Several rewards give a front::
+prompt; columns are the other fields of the prompts' records. One with settings of its own is written
+``{"function": "module:function", "args": {...}}``. Several rewards give a front::
 
     soups sweep runs/short runs/kind --evaluator soups.evaluators.causal_lm:evaluator \
         --arg prompts=prompts.jsonl --arg 'rewards={"brevity": "rewards:brevity", "kindness": "rewards:kindness"}' \
@@ -12,6 +13,8 @@ A checkpoint may be a folder of ``save_pretrained`` or a LoRA adapter of PEFT, w
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     import torch
 
 Record = Mapping[str, Any]
+Reward = Callable[..., Sequence[float]]
+Spec = str | Mapping[str, Any]  # of a reward: its name, or name and arguments
 MAX_SAMPLES = 8
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -45,7 +50,7 @@ class CausalLMEvaluator:
         model: Any,
         tokenizer: Any,
         records: Sequence[Record],
-        rewards: Mapping[str, Callable[..., Sequence[float]]],
+        rewards: Mapping[str, Reward],
         *,
         max_new_tokens: int = 32,
         batch_size: int = 8,
@@ -67,13 +72,8 @@ class CausalLMEvaluator:
 
     def evaluate(self) -> dict[str, list[float]]:
         """Return the rewards of the current weights, one per prompt."""
-        prompts = [record["prompt"] for record in self._records]
-        self._completions = self._generate(prompts)
-        columns = {key: [record.get(key) for record in self._records] for key in self._records[0] if key != "prompt"}
-        return {
-            name: [float(value) for value in reward(prompts=prompts, completions=self._completions, **columns)]
-            for name, reward in self._rewards.items()
-        }
+        self._completions = self._generate([record["prompt"] for record in self._records])
+        return score(self._rewards, self._records, self._completions)
 
     def samples(self) -> list[dict[str, str]]:
         """Return the first prompts with their answers."""
@@ -100,10 +100,22 @@ class CausalLMEvaluator:
         return completions
 
 
+def score(
+    rewards: Mapping[str, Reward], records: Sequence[Record], completions: Sequence[str]
+) -> dict[str, list[float]]:
+    """Return every reward of every completion, by name."""
+    prompts = [record["prompt"] for record in records]
+    columns = {key: [record.get(key) for record in records] for key in records[0] if key != "prompt"}
+    return {
+        name: [float(value) for value in reward(prompts=prompts, completions=list(completions), **columns)]
+        for name, reward in rewards.items()
+    }
+
+
 def evaluator(
     checkpoint_path: Path,
     prompts: str,
-    rewards: str | Mapping[str, str],
+    rewards: str | Mapping[str, Spec],
     limit: int | None = None,
     max_new_tokens: int = 32,
     batch_size: int = 8,
@@ -115,7 +127,7 @@ def evaluator(
     Args:
         checkpoint_path: the first checkpoint.
         prompts: JSON lines with a ``prompt`` each, or a text file with one prompt per line.
-        rewards: ``module:function``, or several by name.
+        rewards: ``module:function``, or several by name, each with arguments if it has any.
         limit: the first prompts only.
         max_new_tokens: longest answer.
         batch_size: prompts at a time.
@@ -151,12 +163,30 @@ def model_folder(checkpoint_path: Path) -> Path:
     return base
 
 
-def load_rewards(rewards: str | Mapping[str, str]) -> dict[str, Callable[..., Sequence[float]]]:
-    """Import the rewards; one given alone is called by the name of its function."""
+def load_rewards(rewards: str | Mapping[str, Spec], where: str = "--arg rewards") -> dict[str, Reward]:
+    """Import the rewards; one given alone is called by the name of its function.
+
+    Raises:
+        UserError: no reward, or one that is not there or does not take its arguments.
+    """
     specs = {rewards.rpartition(":")[2]: rewards} if isinstance(rewards, str) else dict(rewards)
     if not specs:
-        raise UserError("no reward", where="--arg rewards", fix="give module:function")
-    return {name: import_function(spec, "--arg rewards") for name, spec in specs.items()}
+        raise UserError("no reward", where=where, fix="give module:function")
+    return {name: _reward(name, spec, where) for name, spec in specs.items()}
+
+
+def _reward(name: str, spec: Spec, where: str) -> Reward:
+    if isinstance(spec, str):
+        return import_function(spec, where)
+    if not isinstance(spec.get("function"), str) or spec.keys() - {"function", "args"}:
+        fix = 'write "module:function", or {"function": "module:function", "args": {...}}'
+        raise UserError(f"reward {name!r} is {dict(spec)!r}", where=where, fix=fix)
+    function, args = import_function(spec["function"], where), dict(spec.get("args") or {})
+    try:
+        inspect.signature(function).bind(prompts=[], completions=[], **args)
+    except TypeError as error:
+        raise UserError(f"reward {name!r}: {error}", where=where, fix=f"check its args: {args}") from None
+    return functools.partial(function, **args)
 
 
 def read_prompts(path: Path, limit: int | None = None) -> list[Record]:

@@ -15,7 +15,7 @@ from soups.results import Result
 
 
 def figure(inputs: Inputs) -> Figure:
-    """Draw the metrics of the first sweep, each divided by its value at the init (or at the first model)."""
+    """Draw the metrics of the first sweep, each relative to its value at the init (or at the first model)."""
     results = inputs.main()
     plane = metrics_plane(results, inputs.init)
     return Figure("Metrics along the path", [plane], "Dashed: the straight line between the two models.")
@@ -24,23 +24,29 @@ def figure(inputs: Inputs) -> Figure:
 def metrics_plane(
     results: Sequence[Result], init: Mapping[str, float] | None, shaded: Sequence[tuple[float, float]] = ()
 ) -> Plane:
-    """Return the panel; coefficients are those of the last model."""
+    """Return the panel; coefficients are those of the last model.
+
+    Metrics are divided by their start, or, where one of these is not positive, measured from it in units of the range.
+    """
     results = sorted(results, key=share_of)
     names = list(results[0].coefficients)
     if len(names) != 2 or len(results) < 2:
         raise UserError("this figure needs a sweep of two models", where="SWEEPS", fix="sweep at least 2 points")
     curves = []
     shares = [share_of(result) for result in results]
+    first = results[int(np.abs(shares).argmin())].metrics
+    starts = {metric: value if init is None else init.get(metric, value) for metric, value in first.items()}
+    is_ratio = all(start > 0 for start in starts.values())
     for index, metric in enumerate(results[0].metrics):
         scores = np.array([result.scores[metric] for result in results])[:, :, None]
-        start = scores.mean(axis=1)[int(np.abs(shares).argmin()), 0]
-        unit = abs(start if init is None else init.get(metric, start)) or 1.0
-        low, high = pareto.interval(pareto.resampled_means(scores, 200, 0)[:, :, 0] / unit)
+        origin = 0.0 if is_ratio else starts[metric]
+        unit = starts[metric] if is_ratio else float(np.ptp(scores.mean(axis=1))) or 1.0
+        low, high = pareto.interval((pareto.resampled_means(scores, 200, 0)[:, :, 0] - origin) / unit)
         has_width = scores.shape[1] > 1
         marks = [
             Mark(
                 share,
-                result.metrics[metric] / unit,
+                (result.metrics[metric] - origin) / unit,
                 interval=(share, share, float(low[p]), float(high[p])) if has_width else None,
                 details=details_of(result),
                 samples=samples_of(result),
@@ -52,4 +58,5 @@ def metrics_plane(
         ends = [mark for mark in marks if mark.x in (0.0, 1.0)]
         curves.append(Curve(written(metric), ends, colour, "dashed", "none", in_legend=False))
     unit_name = "the initialisation" if init is not None else shorten(names[0])
-    return Plane(f"coefficient of {shorten(names[1])}", f"metric, relative to {unit_name}", curves, shaded=shaded)
+    scale = f"metric, relative to {unit_name}" if is_ratio else f"change from {unit_name}, in units of the range"
+    return Plane(f"coefficient of {shorten(names[1])}", scale, curves, shaded=shaded)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 BASE = "none"
 ELEMENTWISE = True
 ARRAYS = True
+SUM = True
 
 
 def check(weights: Sequence[float], *, extrapolate: bool) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from soups.errors import UserError
 from soups.methods import Place, get_method
 from soups.recipes.policies import Action
+from soups.sources.info import DTYPES
 from soups.state import Checkpoint
 
 if TYPE_CHECKING:
@@ -79,6 +80,8 @@ def raw_of(
     (part,) = action.parts
     if action.how == "agree":
         return lambda out, inputs: _agreed_raw(name, out, inputs)
+    if action.how == "max":
+        return _largest_raw
     is_new = method.base == "required" and not part.has_base
     dtypes = {action.info.dtype} | {model.infos[name].dtype for model in models}
     if action.how == "copy" or (action.how == "merge" and is_new):
@@ -108,6 +111,16 @@ def _agreed_raw(name: str, out: Raw, inputs: Sequence[Raw]) -> None:
     if any((inputs[0].data != other.data).any() for other in inputs[1:]):
         raise _disagree(name)
     _copied(out, inputs[0])
+
+
+def _largest_raw(out: Raw, inputs: Sequence[Raw]) -> None:
+    import numpy as np
+
+    dtype = DTYPES[out.dtype][0]
+    largest = out.data.view(dtype)
+    largest[:] = inputs[0].data.view(dtype)
+    for other in inputs[1:]:
+        np.maximum(largest, other.data.view(dtype), out=largest)
 
 
 def _normalized(weights: Sequence[float]) -> list[float]:

@@ -105,6 +105,7 @@ class MergedModel:
         }
         self.groups = sorted({group_of(name, per) for name in self._tensors})
         self._group = {name: self.groups.index(group_of(name, per)) for name in self._tensors}
+        self._parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         self.logits = torch.zeros(len(self.groups), len(checkpoints), requires_grad=True)
 
     def caller(self, coefficients: torch.Tensor) -> Callable[..., Any]:
@@ -114,6 +115,8 @@ class MergedModel:
         merged = dict(self._fixed)
         for name, tensors in self._tensors.items():
             row = coefficients[self._group[name]].to(tensors[0])
+            if name not in self._parameters:  # torch takes no gradient through statistics of batch norm
+                row = row.detach()
             merged[name] = sum((row[i] * tensor for i, tensor in enumerate(tensors[1:], 1)), row[0] * tensors[0])
         return lambda *args, **kwargs: torch.func.functional_call(self._model, merged, args, kwargs)
 

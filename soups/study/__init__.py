@@ -2,5 +2,5 @@
 
 Reading order: `schema` (what a study says), `plan` (what has to be done), `parts` and `scores` (doing it once),
 `evidence` and `collect` (what it shows), `page` (for people). A study knows models by commands that train them and
-functions that score them.
+functions that score them; `soups.trainers` has two such commands.
 """

@@ -1,13 +1,13 @@
-"""Read a study: YAML with `extends`, `key.sub=value` on top, checked by `Study`."""
+"""Read a study, or the settings of a trainer: YAML with `extends`, `key.sub=value` on top, checked by a schema."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from soups.errors import UserError, did_you_mean
 from soups.recipes.file import parse_yaml
@@ -15,21 +15,33 @@ from soups.study.schema import Study
 
 MAX_EXTENDS = 2
 MAX_PROBLEMS = 3
+Schema = TypeVar("Schema", bound=BaseModel)
 
 
 def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
-    """Return the study of a file, with overrides.
+    """Return the study of a file, with overrides; errors are those of `load_settings`."""
+    return load_settings(path, overrides, Study, "docs/studies.md shows the keys")
+
+
+def load_settings(path: Path, overrides: Sequence[str], schema: type[Schema], fix: str) -> Schema:
+    """Return the content of a file with overrides, checked.
+
+    Args:
+        path: the YAML file.
+        overrides: `key.sub=value`, in order.
+        schema: what it has to be.
+        fix: where the keys are explained.
 
     Raises:
-        UserError: no such file, no YAML, an override that fits nowhere, or values that do not make a study.
+        UserError: no such file, no YAML, an override that fits nowhere, or values that do not fit.
     """
     data = _read(path, 0)
     for item in overrides:
         _override(data, item)
     try:
-        return Study.model_validate(data)
+        return schema.model_validate(data)
     except ValidationError as error:
-        raise UserError(*_explained(error), fix="docs/studies.md shows the keys") from error
+        raise UserError(*_explained(error), fix=fix) from error
 
 
 def _explained(error: ValidationError) -> tuple[str]:

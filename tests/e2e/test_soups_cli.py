@@ -278,7 +278,7 @@ def test_the_scores_of_the_init_may_come_from_a_sweep_of_one_model(models, tmp_p
         (["merge", "A", "E", "-o", "O"], "no model.safetensors"),
         (["merge", "A", "T", "-o", "O"], "truncated or corrupt"),
         (["merge", "A", "A", "-o", "O"], "two checkpoints are called 'a'"),
-        (["merge", "A", "B", "--weights", "0.5", "-o", "O"], "1 weights for 2 models"),
+        (["merge", "A", "B", "--weights", "0.5", "-o", "O"], "1 weight for 2 models"),
         (["merge", "A", "B", "--weights", "x,y", "-o", "O"], "not a list of numbers"),
         (["merge", "A", "B", "--weights", "0.5,0.6", "-o", "O"], "sum to 1.1"),
         (["merge", "A", "B", "--weights", "nan,1", "--extrapolate", "-o", "O"], "finite"),

@@ -94,7 +94,7 @@ def test_adapters_merge_into_one_adapter_that_says_how_exact_it_is(adapters, tmp
         (["X", "Y", "--lora-mode", "mean"], "choices: delta, factor, cat, svd-RANK"),
         (["X", "Y", "--lora-mode", "cat", "--method", "slerp"], "needs whole weights"),
         (["X", "Y", "--lora-mode", "cat", "--dtype", "float32"], "leave them out"),
-        (["X", "Y", "--lora-mode", "cat", "--weights", "0.5"], "1 weights for 2 models"),
+        (["X", "Y", "--lora-mode", "cat", "--weights", "0.5"], "1 weight for 2 models"),
         (["X", "X", "--lora-mode", "cat"], "1 names for 2 adapters"),
         (["A", "B", "--lora-mode", "cat"], "no adapter_config.json"),
         (["X", "Y"], "not named"),

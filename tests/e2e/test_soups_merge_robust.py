@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -159,11 +160,13 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from soups.engine import output, stream
-stream.PIECE_ELEMENTS = 100
-real, count = os.pwrite, [0]
+stream.PIECE_ELEMENTS, stream.JOB_PIECES, stream.num_cores = 100, 1, lambda: 2
+real, count, command = os.pwrite, [0], os.getpid()
 def pwrite(file, data, position):
     count[0] += 1
     if count[0] == {at}:
+        if {whole}:
+            os.kill(command, signal.SIGKILL)
         os.kill(os.getpid(), signal.SIGKILL)
     return real(file, data, position)
 os.pwrite = pwrite
@@ -175,21 +178,39 @@ main()
 """
 
 
+def run_killed(at: int, models: list[str], out: Path, *, whole: bool) -> subprocess.CompletedProcess[str]:
+    """Merge in a process that works in copies of itself; kill it, or one copy, at a write."""
+    code = KILLED.format(at=at, models=models, out=repr(str(out)), whole=whole)
+    command, root = [sys.executable, "-c", code], Path(__file__).parents[2]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+
+
 @pytest.mark.parametrize(
-    "at", [9, *(pytest.param(at, marks=pytest.mark.slow) for at in (1, 2, 20, -1))], ids=lambda at: f"write {at}"
+    "at", [5, *(pytest.param(at, marks=pytest.mark.slow) for at in (1, 2, 7, -1))], ids=lambda at: f"write {at}"
 )
 def test_a_killed_merge_leaves_nothing_under_the_final_name_and_the_next_one_cleans_up(tmp_path, at):
     given = recipe(tmp_path)
-    models = [str(checkpoint.path) for checkpoint in given.checkpoints]
+    # Two safetensors folders: a process that needs no torch starts in half a second.
+    given = replace(given, checkpoints=[given.checkpoints[0], open_checkpoint(given.checkpoints[0].path, "again")])
+    models = [str(given.checkpoints[0].path)] * 2 + ["--name", "m0", "--name", "again"]
     (tmp_path / "results").mkdir()
-    code = KILLED.format(at=at, models=models, out=repr(str(tmp_path / "results" / "out")))
-    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    done = run_killed(at, models, tmp_path / "results" / "out", whole=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
     (left,) = names_in(tmp_path / "results")
     assert left.startswith(".out.")
     merge(given, tmp_path / "results" / "out")
     assert names_in(tmp_path / "results") == ["out"]
     assert names_in(tmp_path / "results" / "out") == ["README.md", "config.json", "model.safetensors"]
+
+
+def test_a_killed_copy_of_the_process_is_told_and_leaves_nothing(tmp_path):
+    given = recipe(tmp_path)
+    done = run_killed(
+        5, [str(given.checkpoints[0].path)] * 2 + ["--name", "a", "--name", "b"], tmp_path / "out", whole=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert "killed by signal 9" in done.stderr
+    assert names_in(tmp_path) == ["m0", "m1"]
 
 
 def fail_at(monkeypatch: pytest.MonkeyPatch, call: str, number: int, error: BaseException) -> None:
@@ -236,8 +257,14 @@ def test_an_error_of_the_disk_between_two_writes_is_not_lost(tmp_path, monkeypat
     monkeypatch.setattr(output, "SYNC_SECONDS", 0.0)
     fail_at(monkeypatch, "fdatasync", 1, BROKEN)
     shards = output.plan_shards({"a": TensorInfo("F32", (1,), tmp_path)}, {})
-    with pytest.raises(OSError, match="Input/output error"), output.WeightFiles(tmp_path, shards) as files:
-        files._syncing.join()  # it ends at its first error
+
+    def write() -> None:
+        with output.WeightFiles(tmp_path, shards) as files:
+            files.start_syncing()
+            files._syncing.join()  # it ends at its first error
+
+    with pytest.raises(OSError, match="Input/output error"):
+        write()
 
 
 def test_a_disk_without_room_is_refused_before_anything_is_read(tmp_path, monkeypatch):

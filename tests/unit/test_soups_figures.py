@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
@@ -115,7 +116,16 @@ def test_a_preference_for_one_metric_gives_its_expert_all():
 def test_metrics_are_relative_to_the_init_or_to_the_first_model():
     found = curves(draw("metrics-vs-lambda", Inputs({"main": MAIN}, init=INIT)))
     assert [mark.y for mark in found["CIDEr"].marks] == pytest.approx([r.metrics["cider"] / 0.2 for r in MAIN])
-    assert curves(draw("metrics-vs-lambda", Inputs({"main": MAIN})))["CIDEr"].marks[0].y == 1.0
+    positive = [replace(r, metrics={"speed": r.metrics["speed"]}) for r in MAIN]
+    assert curves(draw("metrics-vs-lambda", Inputs({"main": positive})))["Speed"].marks[0].y == 1.0
+
+
+def test_metrics_that_start_at_zero_or_below_are_measured_from_there_in_units_of_their_range():
+    figure = draw("metrics-vs-lambda", Inputs({"main": MAIN}))  # brevity starts at 0
+    found = {name: [mark.y for mark in curve.marks] for name, curve in curves(figure).items()}
+    assert found["CIDEr"] == pytest.approx([r.metrics["cider"] - 1 for r in MAIN])
+    assert found["Speed"] == pytest.approx([0, 0.75, 1, 0.75, 0])
+    assert "change from first" in figure.panels[0].y_label
 
 
 def test_extrapolated_points_are_hollow_and_shaded():

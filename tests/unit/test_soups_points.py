@@ -30,7 +30,7 @@ def test_the_grid_has_the_asked_number_of_points_on_each_edge():
 
 def test_explicit_points_are_checked_and_deduplicated():
     assert explicit([(0.5, 0.5), (1, -0.0), (0.5, 0.5)], 2) == [(0.5, 0.5), (1.0, 0.0)]
-    with pytest.raises(UserError, match="1 weights for 2 models"):
+    with pytest.raises(UserError, match="1 weight for 2 models"):
         explicit([(0.5,)], 2)
     with pytest.raises(UserError, match="finite"):
         explicit([(float("inf"), 0.0)], 2)

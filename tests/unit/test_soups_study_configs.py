@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from soups.errors import UserError
-from soups.study.config import load_study
+from soups.evaluators.causal_lm import load_rewards
+from soups.study.config import load_settings, load_study
 from soups.study.plan import Plan, make_plan
 from soups.study.schema import Study
+from soups.trainers import grpo, ppo
 from unival.config import load_config
 from unival.rewards import REWARDS, get_reward
 from unival.schema import RunConfig
@@ -27,7 +29,12 @@ SHIPPED = {
     "task_merging",
     "video_tasks",
     "connectivity",
+    "text_to_text",
+    "locomotion",
+    "art_styles",
 }
+TRAINERS = {"soups.trainers.grpo": grpo.Settings, "soups.trainers.ppo": ppo.Settings}
+OF_UNIVAL = [path for path in STUDIES if path.stem not in ("text_to_text", "locomotion")]
 
 
 @pytest.fixture(autouse=True)
@@ -49,9 +56,10 @@ def test_a_study_fits_and_its_trainings_are_accepted(path: Path) -> None:
     assert 2 <= len(plan.trainings()) <= 40
     for node in plan.trainings():
         words = [word.replace("{out}", "runs/any").replace("{start}", "unival-tiny") for word in node.words]
-        if words[:2] != ["unival", "train"]:
-            assert words[:3] == ["python", "-m", "unival.tiny.pretrain_encoder"]
+        if words[:2] == ["python", "-m"]:
+            check_module(words[2:])
             continue
+        assert words[:2] == ["unival", "train"]
         config = load_config(
             words[2], [word.replace("{encoder}", "runs/any.safetensors") for word in words[3:]], RunConfig
         )
@@ -61,7 +69,34 @@ def test_a_study_fits_and_its_trainings_are_accepted(path: Path) -> None:
             assert get_reward(name, args, records=[ROW], given={"num_bins": 100})
 
 
-@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def check_module(words: list[str]) -> None:
+    """Check the settings of a trainer of `soups`, and that others exist."""
+    if words[0] in TRAINERS:
+        settings = load_settings(Path(words[1]), words[2:], TRAINERS[words[0]], "")
+        assert settings.out == "runs/any"
+        for name, weight in getattr(settings, "rewards", {}).items():
+            assert isinstance(weight, float)
+            functions = getattr(settings, "functions", None)
+            assert functions is None or name in functions
+    else:
+        assert words[0] in ("unival.tiny.pretrain_encoder", "soups.trainers.from_gguf")
+
+
+@pytest.mark.parametrize("name", ["text_to_text", "locomotion"])
+def test_the_metrics_of_other_studies_are_those_of_their_evaluation(name: str) -> None:
+    study = load_study(ROOT / "configs" / "soups" / f"{name}.yaml")
+    args = study.evaluation.args
+    known = args["rewards"] if name == "text_to_text" else args["scores"]
+    assert {specialist.metric for specialist in study.specialists.values()} == set(known)
+    if name == "text_to_text":
+        assert set(load_rewards(known)) == set(known)
+        trained = load_settings(
+            ROOT / "configs/soups/train/summary.yaml", ["model=a", "out=b", "rewards={similar: 1}"], grpo.Settings, ""
+        )
+        assert trained.functions == known  # what is trained on is what is measured
+
+
+@pytest.mark.parametrize("path", OF_UNIVAL, ids=lambda path: path.stem)
 def test_the_metrics_of_a_study_are_those_of_its_evaluation(path: Path) -> None:
     study = load_study(path)
     parts = study.evaluation.args["parts"]
@@ -70,7 +105,7 @@ def test_the_metrics_of_a_study_are_those_of_its_evaluation(path: Path) -> None:
         get_task(part["task"], part.get("task_args"))
         for metric in part["metrics"]:
             key = metric.split(":")[0]
-            assert key in REWARDS or metric in ("accuracy", "accuracy@0.5", "log_likelihood")
+            assert key in REWARDS or metric in ("accuracy", "accuracy@0.5", "names", "exact", "log_likelihood")
     if all(len(part["metrics"]) == 1 for part in parts.values()):
         known.add("mean")
     for specialist in study.specialists.values():
