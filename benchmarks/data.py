@@ -30,6 +30,7 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
+from unival.batch import Example
 from unival.data.mixture import shuffled
 from unival.data.table import TableRows
 from unival.data.video import load_video
@@ -115,7 +116,7 @@ def original_batches(path: Path) -> int:
             columns = line.rstrip("\n").split("\t")
             batch.append(transform(Image.open(io.BytesIO(base64.urlsafe_b64decode(columns[4])))))
             if len(batch) == BATCH:
-                num_examples += len(torch.stack(batch))
+                num_examples += seen(torch.stack(batch))
                 batch = []
     return num_examples
 
@@ -132,10 +133,16 @@ def our_batches(path: Path, workers: int) -> int:
     processor.exact_resize = False  # as in training
 
     def batch(number: int, struck: frozenset[str]) -> torch.Tensor:
-        places = range(number * BATCH, (number + 1) * BATCH)
-        return torch.stack([processor.image(rows[shuffled(i, len(rows), 1, 0)]["image"]) for i in places])
+        records = [rows[shuffled(i, len(rows), 1, 0)] for i in range(number * BATCH, (number + 1) * BATCH)]
+        return processor.media([Example(row["uid"], "", modality="image", media=row["image"]) for row in records])
 
-    return sum(len(pixels) for pixels in Workers(batch, workers).results(range(len(rows) // BATCH)))
+    return sum(map(seen, Workers(batch, workers).results(range(len(rows) // BATCH))))
+
+
+def seen(pixels: torch.Tensor) -> int:
+    """Return how many pictures there are, after reading a value of every page of memory, as whoever uses them does."""
+    assert pixels.reshape(-1)[::1024].isfinite().all()
+    return len(pixels)
 
 
 def decord_frames(path: Path) -> np.ndarray:

@@ -7,7 +7,6 @@ can be killed and continued, with any number of processes (`docs/tasks.md`).
 import contextlib
 import inspect
 import json
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,19 +17,18 @@ import numpy as np
 import torch
 
 from unival.atomic import replacing, write_json
-from unival.batch import Example
 from unival.checkpoint import load_model
 from unival.data.source import Source, open_source, row_name
 from unival.errors import UserError, did_you_mean
-from unival.evaluation.answering import closed_set, code_options, generate, search_options
+from unival.evaluation.answering import closed_set, code_options, fixed_draws, generate, hypotheses, search_options
 from unival.evaluation.predictions import MemoryStore, PredictionStore, Row, text_fields
 from unival.evaluation.provenance import settings, split_hash, text_hash, weights_hash
-from unival.evaluation.submission import write_submission
+from unival.evaluation.submission import check_kind, write_submission
 from unival.log import track
 from unival.metrics.bootstrap import bootstrap_mean
 from unival.model.modeling import UnivalForConditionalGeneration
 from unival.model.processing import UnivalProcessor
-from unival.rewards import REWARDS, get_reward
+from unival.rewards import REWARDS, Reward, get_reward
 from unival.schema import EvaluationConfig, SourceConfig
 from unival.tasks.base import Scores, Task, get_task
 from unival.training.distributed import World
@@ -79,12 +77,13 @@ def evaluate(
     options: Mapping[str, Any] | None = None,
     description: str = "evaluate",
     store: PredictionStore | None = None,
+    rerank: Reward | None = None,
 ) -> Evaluation:
     """Evaluate a task on all rows of a source (one row per medium where the source offers several).
 
     `num_beams` and `options` are those of `generate`. With a `store`, rows that it holds are not predicted again, the
     others are shared by its processes, and every process returns the whole evaluation. A split without any label has
-    predictions and no scores.
+    predictions and no scores. With `rerank`, the hypothesis of the search with the highest reward is the prediction.
     """
     model.eval()
     store = store or MemoryStore()
@@ -95,7 +94,9 @@ def evaluate(
     size = 1 if (options or {}).get("sampling") else batch_size
     starts = range(0, len(todo), size)
     for start in track(starts, description, len(starts)) if world.is_main else starts:
-        store.append(predict_rows(model, processor, task, source, todo[start : start + size], num_beams, options))
+        store.append(
+            predict_rows(model, processor, task, source, todo[start : start + size], num_beams, options, rerank)
+        )
     store.wait()
     rows = store.rows()
     missing = [index for index in range(len(source)) if index not in rows]
@@ -104,9 +105,11 @@ def evaluate(
         raise UserError(f"{len(missing)} of {len(source)} rows have no prediction, such as {missing[0]}", fix=fix)
     records = [rows[index]["record"] for index in range(len(source))]
     predictions = [rows[index]["prediction"] for index in range(len(source))]
+    scores: Scores = {} if rerank is None else {"reward": np.array([rows[i]["reward"] for i in range(len(source))])}
     if not any(map(task.is_labelled, records)):
-        return Evaluation(records, predictions, {}, {})
-    return Evaluation(records, predictions, task.score(predictions, records), task.corpus(predictions, records))
+        return Evaluation(records, predictions, scores, {})
+    scores |= task.score(predictions, records)
+    return Evaluation(records, predictions, scores, task.corpus(predictions, records))
 
 
 def predict_rows(
@@ -117,6 +120,7 @@ def predict_rows(
     indices: Sequence[int],
     num_beams: int,
     options: Mapping[str, Any] | None,
+    rerank: Reward | None = None,
 ) -> list[Row]:
     """Return the predictions for some rows of a source."""
     records = [source[index] for index in indices]
@@ -126,19 +130,16 @@ def predict_rows(
     ]
     batch = processor.collate(examples)
     with fixed_draws(examples[0]) if (options or {}).get("sampling") else contextlib.nullcontext():
-        texts = generate(model, processor, task, batch.inputs, num_beams, options)
-    return [
-        {"index": index, "record": text_fields(record), "prediction": task.parse(text, record)}
-        for index, record, text in zip(indices, records, texts, strict=True)
-    ]
-
-
-@contextlib.contextmanager
-def fixed_draws(example: Example) -> Iterator[None]:
-    """Draw from generators that are seeded by an example's uid, and put the others back after."""
-    with torch.random.fork_rng():
-        torch.manual_seed(zlib.crc32(str(example.uid).encode()))
-        yield
+        found = hypotheses(model, processor, task, batch.inputs, num_beams, options)
+    rows = []
+    for index, record, texts in zip(indices, records, found, strict=True):
+        predictions = [task.parse(text, record) for text in (texts[:1] if rerank is None else texts)]
+        row = {"index": index, "record": text_fields(record), "prediction": predictions[0]}
+        if rerank is not None:
+            rewards = rerank(predictions, [record] * len(predictions))
+            row |= {"prediction": predictions[int(np.argmax(rewards))], "reward": float(np.max(rewards))}
+        rows.append(row)
+    return rows
 
 
 def run_evaluation(
@@ -151,9 +152,18 @@ def run_evaluation(
     processor = changed_processor(processor, config.processor)
     task = task_for(config, processor)
     source = open_source(config.source, config.task, task.modality)
-    description = f"evaluate {config.name}"
+    reward = None if config.rerank is None else get_reward(config.rerank.reward, config.rerank.args)
     return evaluate(
-        model, processor, task, source, config.batch_size, config.num_beams, config.search, description, store
+        model,
+        processor,
+        task,
+        source,
+        batch_size=config.batch_size,
+        num_beams=config.num_beams,
+        options=config.search,
+        description=f"evaluate {config.name}",
+        store=store,
+        rerank=reward,
     )
 
 
@@ -204,6 +214,9 @@ def evaluate_all(
     twice = [name for name, number in Counter(config.name for config in configs).items() if number > 1]
     if twice:
         raise UserError(f"two evaluations are called {twice[0]!r}", fix="give each its own name")
+    for config in configs:
+        if config.submission is not None:
+            check_kind(config.submission)
     weights = weights_hash(model)
     report, metrics, stores = {}, {}, []
     for config in configs:
@@ -253,6 +266,8 @@ def known_settings(
     no_prompt = {"input_ids": torch.zeros(1, 0, dtype=torch.long)}
     search_settings = search_options(task, answers, no_prompt, config.num_beams, changes)
     known = settings(model, processor, task, config, search_settings, weights)
+    if config.rerank is not None:
+        known["rerank"] = config.rerank.model_dump(mode="json")
     return known | {"answers": {"number": len(texts), "sha256": text_hash(texts)} if texts else None}
 
 

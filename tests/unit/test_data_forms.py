@@ -5,6 +5,7 @@ import gc
 import io
 import json
 import os
+import random
 import tarfile
 from itertools import pairwise
 from pathlib import Path
@@ -15,10 +16,12 @@ import pytest
 from PIL import Image
 
 from unival.data import lines as lines_module
+from unival.data import media as media_module
 from unival.data.archive import ArchiveRows, expand
 from unival.data.image import load_image
 from unival.data.lines import MAX_LINE_BYTES, Lines
 from unival.data.manifest import ManifestRows
+from unival.data.media import decode_base64
 from unival.data.source import open_rows, open_source
 from unival.data.table import TableRows
 from unival.errors import UserError
@@ -360,3 +363,47 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(UserError, match=r'pip install "unival\[data\]"'):
         open_rows(SourceConfig(huggingface=str(tmp_path)))
+
+
+def test_a_long_cell_stays_where_it_is(tmp_path: Path) -> None:
+    """Lines of 65,536 bytes and more are read at both ends only, wherever the long cell stands."""
+    long = b"QUJD" * 20_000
+    path, rows = tmp_path / "rows.tsv", []
+    for place in range(4):
+        for others in ((b"a", b"", b"ccc"), (b"x" * 4000, b"y", b"z")):
+            rows.append([*others[:place], long, *others[place:]])
+    rows.append([long, b"b", long, b"d"])  # two of them: the whole line is read
+    for newline in (b"\n", b"\r\n"):
+        content = b"\xef\xbb\xbf" + newline.join(b"\t".join(row) for row in rows)
+        path.write_bytes(content)
+        lines = Lines(path)
+        for index, row in enumerate(rows):
+            cells = lines.cells(index)
+            assert [content[offset : offset + length] for offset, length, _ in cells] == row
+            left_out = [number for number, (_, _, part) in enumerate(cells) if part is None]
+            assert left_out == ([row.index(long)] if row.count(long) == 1 else [])
+            assert [part for _, _, part in cells if part is not None] == [
+                cell for number, cell in enumerate(row) if number not in left_out
+            ]
+    path.write_bytes(content.replace(b"ccc", b"c\nc"))
+    with pytest.raises(UserError, match="changed while it was in use"):
+        lines.cells(0)
+
+
+def test_the_fast_base64_takes_and_refuses_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pybase64")
+    rng = random.Random(1)
+    for _ in range(500):
+        encode = rng.choice([base64.b64encode, base64.urlsafe_b64encode])
+        text = bytearray(encode(rng.randbytes(rng.randrange(40))).rstrip(rng.choice([b"=", b""])))
+        for _ in range(rng.randrange(3)):
+            text.insert(rng.randrange(len(text) + 1), rng.choice(b"AB+-_=\n \xff"))
+        found = []
+        for fast in (media_module.b64decode, None):
+            with monkeypatch.context() as patch:
+                patch.setattr(media_module, "b64decode", fast)
+                try:
+                    found.append(decode_base64(bytes(text), "here"))
+                except UserError as error:
+                    found.append(str(error))
+        assert found[0] == found[1], bytes(text)

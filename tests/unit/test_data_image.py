@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unival.data.image import load_image
+from unival.data.image import load_image, load_pixels
 from unival.errors import UserError
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -231,3 +231,37 @@ def test_damaged_files_raise_nothing_else() -> None:
         except UserError:
             num_refused += 1
     assert 0 < num_refused < 300
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize(
+    "options", [{}, {"quality": 30, "progressive": True}, {"subsampling": 0}, {"exif": "turned"}], ids=str
+)
+def test_the_fast_way_gives_the_same_pixels(mode: str, options: dict[str, object]) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    options = {name: turned.tobytes() if value == "turned" else value for name, value in options.items()}
+    rng = np.random.default_rng(0)
+    stream = io.BytesIO()
+    Image.fromarray(rng.integers(0, 255, (61, 97, 3)).astype(np.uint8)).convert(mode).save(stream, "JPEG", **options)
+    content = stream.getvalue()
+    pixels = load_pixels(content)
+    np.testing.assert_array_equal(pixels, np.asarray(load_image(content)))
+    assert pixels.flags.writeable
+    for place in rng.integers(2, len(content), 12):  # a changed byte: the same pixels, or the same message
+        damaged = content[:place] + b"\x55" + content[place + 1 :]
+        outcomes = []
+        for load in (load_image, load_pixels):
+            try:
+                outcomes.append(np.asarray(load(damaged)).tobytes())
+            except UserError as error:
+                outcomes.append(str(error))
+        assert outcomes[0] == outcomes[1]
+
+
+def test_the_fast_way_refuses_what_is_too_large() -> None:
+    stream = io.BytesIO()
+    Image.new("RGB", (100, 50)).save(stream, "JPEG")
+    with pytest.raises(UserError, match=r"100 x 50 = 5,000 pixels are more than the 4,999"):
+        load_pixels(stream.getvalue(), max_pixels=4999)
+    assert load_pixels(np.zeros((2, 3), np.uint8)).shape == (2, 3, 3)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from tests import tiny
 from unival import evaluate as module
@@ -41,9 +42,11 @@ class Rows:
             "uid": f"q{index}",
             "question_id": index,
             "image": tiny.picture(index),
+            "video": np.stack([tiny.picture(index + frame) for frame in range(4)]),
+            "audio": np.sin(np.arange(2000) * (index + 1) / 50).astype(np.float32),
             "question": QUESTIONS[index % len(QUESTIONS)],
             "answers": ["cat"],
-            "captions": ["a cat", "a red cat"],
+            "captions": [QUESTIONS[index % len(QUESTIONS)], "a red cat"],
             "text": "the red apple",
             "label": "yes",
             "box": (1, 2, np.float64(20.5), 22),
@@ -75,8 +78,21 @@ def run(
             "options": {"constraint_range": POSITIONS, "max_len_b": 4},
         },
         {"num_beams": 2, "options": {"sampling": True, "sampling_topk": 20, "max_len_b": 6}},
+        *({"num_beams": 2, "task_args": {"modality": modality}} for modality in ("video", "audio")),
+        {"task": "text_to_image"},
     ],
-    ids=["greedy", "beam", "closed", "scored", "src", "grounding", "sampled"],
+    ids=[
+        "greedy",
+        "beam",
+        "closed",
+        "scored",
+        "src",
+        "grounding",
+        "sampled",
+        "video",
+        "audio",
+        "codes",
+    ],
 )
 def test_batch_size_changes_nothing(settings: dict[str, Any]) -> None:
     alone = run(1, **settings)
@@ -100,20 +116,21 @@ def test_a_sample_depends_on_its_row_and_leaves_other_draws_alone() -> None:
     assert len(set(first)) > 5
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_processes_share_the_rows_and_each_is_predicted_once(tmp_path: Path, size: int) -> None:
-    expected = run()
+@pytest.mark.parametrize(("size", "modality"), [(2, "image"), (3, "image"), (2, "video"), (2, "audio")])
+def test_processes_share_the_rows_and_each_is_predicted_once(tmp_path: Path, size: int, modality: str) -> None:
+    task_args = {"modality": modality}
+    expected = run(task_args=task_args)
     seen = []
     for rank in range(size):
         store = PredictionStore(tmp_path / "parts", World())
         rows = Rows()
         todo = list(range(NUM_ROWS))[rank::size]
         part = PredictionStore(tmp_path / "parts", World(rank=rank))
-        part.append(predict_rows(tiny.model(), tiny.processor(), get_task("vqa"), rows, todo, 1, None))
+        part.append(predict_rows(tiny.model(), tiny.processor(), get_task("vqa", task_args), rows, todo, 1, None))
         seen += rows.read
     assert sorted(seen) == list(range(NUM_ROWS))
     store = PredictionStore(tmp_path / "parts", World())
-    merged = run(store=store)
+    merged = run(store=store, task_args=task_args)
     assert merged.predictions == expected.predictions
     assert merged.records == expected.records
 
@@ -192,7 +209,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = []
     for index in range(5):
         Image.fromarray(tiny.picture(index)).save(folder / f"{index}.png")
-        row = {name: value for name, value in Rows()[index].items() if name not in {"image", "box"}}
+        row = {name: value for name, value in Rows()[index].items() if name not in {"image", "video", "audio", "box"}}
         rows.append(row | {"image": f"{index}.png", "box": [1, 2, 20, 22]})
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     unlabelled = [{key: row[key] for key in ("uid", "question_id", "question", "image")} for row in rows]
@@ -270,6 +287,32 @@ def test_two_evaluations_of_one_name_are_refused(manifest: Path, tmp_path: Path)
     assert not list(tmp_path.iterdir())
 
 
+def test_a_configured_reward_chooses_and_is_written_down(manifest: Path, tmp_path: Path) -> None:
+    rerank = {"reward": "length", "args": {"words": 3}}
+    configs = suite(manifest, {"name": "plain", "num_beams": 3}, {"name": "chosen", "num_beams": 3, "rerank": rerank})
+    report = evaluate_all(tiny.model(), tiny.processor(), configs, tmp_path)
+    assert set(report["chosen"]["metrics"]) - set(report["plain"]["metrics"]) == {"reward"}
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["chosen"]["settings"]["rerank"] == rerank
+    assert "rerank" not in metrics["plain"]["settings"]
+    configs = suite(manifest, {"name": "typo", "rerank": {"reward": "lenght"}})
+    with pytest.raises(UserError, match="did you mean 'length'"):
+        evaluate_all(tiny.model(), tiny.processor(), configs, tmp_path / "typo")
+
+
+@pytest.mark.parametrize("name", ["", "../a", "a/b", "a\\b", "a\nb"])
+def test_a_name_that_is_no_part_of_a_file_name_is_refused(name: str, manifest: Path) -> None:
+    with pytest.raises(ValidationError, match="part of file names"):
+        suite(manifest, {"name": name})
+
+
+def test_an_unknown_submission_is_refused_before_anything_is_predicted(manifest: Path, tmp_path: Path) -> None:
+    configs = suite(manifest, {"name": "one"}, {"name": "two", "submission": "vqaa"})
+    with pytest.raises(UserError, match="did you mean 'vqa'"):
+        evaluate_all(tiny.model(), tiny.processor(), configs, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_suite_killed_in_its_second_evaluation_keeps_the_first(
     manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -310,6 +353,19 @@ def test_position_tokens_are_the_models_unless_given() -> None:
 def test_src_needs_scores() -> None:
     with pytest.raises(UserError, match="prompt_type: src"):
         run(task_args={"prompt_type": "src"})
+
+
+def test_a_reward_chooses_among_the_hypotheses() -> None:
+    def longest(predictions: Sequence[str], records: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        assert len({record["uid"] for record in records}) == 1
+        return np.array([len(text) for text in predictions], dtype=np.float64)
+
+    settings: dict[str, Any] = {"num_beams": 4, "options": {"max_len_b": 8}}
+    plain, chosen = run(**settings), run(rerank=longest, **settings)
+    assert all(len(long) >= len(text) for long, text in zip(chosen.predictions, plain.predictions, strict=True))
+    assert chosen.predictions != plain.predictions
+    assert chosen.scores["reward"].tolist() == [len(text) for text in chosen.predictions]
+    assert "accuracy" in chosen.scores
 
 
 def test_pictures_are_written_as_codes_of_the_right_number() -> None:

@@ -87,6 +87,9 @@ def _open(name: str, columns: str | None, media_root: Path | None, limit: int | 
     from unival.data.manifest import ManifestRows
     from unival.data.table import LAYOUTS, TableRows
 
+    for kind, is_so in (("csv", name.lower().endswith(".csv")), ("folder", Path(name).is_dir())):
+        if is_so:
+            raise UserError("not a manifest", name, f"make one first: unival data make {name} --from {kind}")
     if name.endswith(".tar"):
         return ArchiveRows(name, limit=limit)
     if columns is not None:
@@ -101,6 +104,8 @@ def _probe(task: str | None) -> Any:
         return None
     from unival.data.fields import media_of
     from unival.tasks.base import get_task
+
+    get_task(task)  # an unknown one is no problem of the rows
 
     def probe(row: Any) -> None:
         found = media_of(row)

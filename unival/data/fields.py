@@ -98,6 +98,9 @@ def _inside(text: str, root: Path, is_free: bool, where: str) -> str:
     path = Path(text)
     if not text or "\0" in text:
         raise UserError(f"not a path: {_shown(text)}", where=where)
+    if "://" in text:
+        fix = "fetch it first; nothing is downloaded"
+        raise UserError(f"an address, not a file: {_shown(text)}", where=where, fix=fix)
     if not is_free and (path.is_absolute() or ".." in path.parts):
         fix = "set `media_root` in the source to the folder that holds the media (`/` allows any)"
         raise UserError(f"the path leaves the folder of its list: {_shown(text)}", where=where, fix=fix)

@@ -53,6 +53,52 @@ def load_image(source: MediaSource | Image.Image | np.ndarray, max_pixels: int =
             stream.close()
 
 
+def load_pixels(source: MediaSource | Image.Image | np.ndarray, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Return what `load_image` does as a writable array (H, W, 3); twice as fast for JPEG, which skips Pillow's copies.
+
+    Raises:
+        UserError: As `load_image`.
+    """
+    if isinstance(source, np.ndarray | Image.Image):
+        return np.array(load_image(source, max_pixels))
+    stream, name = open_media(source, "image")
+    try:
+        pixels = _decode_jpeg(stream, name, max_pixels)
+        return np.array(_decode(stream, name, max_pixels)) if pixels is None else pixels
+    finally:
+        if isinstance(source, str | Path | bytes):
+            stream.close()
+
+
+def _decode_jpeg(stream: BinaryIO, name: str, max_pixels: int) -> np.ndarray | None:
+    """Return the pixels of an upright colour JPEG; None for anything else, damaged ones included."""
+    is_jpeg = stream.read(3) == b"\xff\xd8\xff"
+    stream.seek(0)
+    if not is_jpeg:
+        return None
+    import torch
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(stream, formats=("JPEG",))
+            _check_size(image.size, max_pixels, name)
+            if image.mode != "RGB" or image.getexif().get(_ORIENTATION, 1) != 1:
+                return None
+            stream.seek(0)
+            content = torch.frombuffer(bytearray(stream.read()), dtype=torch.uint8)
+        pixels = decode_jpeg(content, ImageReadMode.RGB)
+        assert isinstance(pixels, torch.Tensor)  # a list only for several files
+        return pixels.permute(1, 2, 0).numpy()
+    except UserError:
+        raise
+    except (*_DAMAGED, Image.DecompressionBombError):
+        return None
+    finally:
+        stream.seek(0)
+
+
 def image_size(source: MediaSource) -> tuple[int, int]:
     """Return width and height of the upright picture in pixels, from its header.
 

@@ -7,6 +7,7 @@ it again takes no time and several processes share one copy.
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from unival.errors import UserError
 MAX_LINE_BYTES = 32_000_000
 MIN_CACHED_BYTES = 64_000_000
 _CHUNK_BYTES = 16_000_000
+_MARGIN_BYTES = 4096  # read at both ends of a line with a very long cell
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -81,16 +83,38 @@ class Lines:
         if not 0 <= index < len(self._spans):
             raise IndexError(index)
         start, end, _ = map(int, self._spans[index])
-        before = min(start, 1)
-        # One byte more on either side tells whether a line still starts and ends here.
-        read = os.pread(self._file, end - start + before + 1, start - before)
-        line = read[before : before + end - start]
+        return start, self._part(index, start, end).removesuffix(b"\r")
+
+    def cells(self, index: int) -> list[tuple[int, int, bytes | None]]:
+        """Return offset, length and content of the cells of a line; the content of a very long one is left out.
+
+        Raises:
+            UserError: The file is not the one that was indexed.
+        """
+        start, end, _ = map(int, self._spans[index])
+        if end - start > 16 * _MARGIN_BYTES:
+            head = self._part(index, start, start + _MARGIN_BYTES).split(b"\t")
+            tail = self._part(index, end - _MARGIN_BYTES, end).removesuffix(b"\r").split(b"\t")
+            if len(head) + len(tail) - 1 == self._facts.num_columns:
+                known = sum(map(len, head[:-1])) + len(head) - 1, sum(map(len, tail[1:])) + len(tail) - 1
+                ends_with_return = _MARGIN_BYTES - sum(map(len, tail)) - len(tail) + 1
+                between = end - start - sum(known) - ends_with_return
+                return _placed(start, [*head[:-1], between, *tail[1:]])
+        start, line = self.span(index)
+        return _placed(start, line.split(b"\t"))
+
+    def _part(self, index: int, start: int, end: int) -> bytes:
+        """Return bytes of a line, and check that it still starts and ends where it did."""
+        first, last, _ = map(int, self._spans[index])
+        before, after = int(start == first > 0), int(end == last)
+        read = os.pread(self._file, end - start + before + after, start - before)
+        part = read[before : before + end - start]
         ends = read[before + end - start :]
-        is_start = start == 0 or read[:1] in ((b"\n", _BOM[-1:]) if start == len(_BOM) else (b"\n",))
-        is_end = ends == b"\n" or (not ends and start + len(line) == self._size)
-        if len(line) < end - start or not (is_start and is_end) or b"\n" in line:
+        is_start = not before or read[:1] in ((b"\n", _BOM[-1:]) if start == len(_BOM) else (b"\n",))
+        is_end = not after or ends == b"\n" or (not ends and start + len(part) == self._size)
+        if len(part) < end - start or not (is_start and is_end) or b"\n" in part:
             raise UserError("the file changed while it was in use", where=self.where(index), fix="start again")
-        return start, line.removesuffix(b"\r")
+        return part
 
     def where(self, index: int) -> str:
         """Return `file:line` with the line number that an editor shows."""
@@ -127,11 +151,13 @@ class Lines:
         state, ends, tabs, position = self._state(), [], [], 0
         while chunk := os.pread(self._file, _CHUNK_BYTES, position):
             values = np.frombuffer(chunk, np.uint8)
-            if b"\0" in chunk:
+            marks = np.flatnonzero(values <= 10)  # one pass finds line feeds, tabs and NUL
+            kinds = values[marks]
+            if not kinds.all():
                 line = sum(map(len, ends)) + chunk[: chunk.index(b"\0")].count(b"\n") + 1
                 raise UserError("a NUL byte: this is no text, or it is damaged", where=f"{self.path}:{line}")
-            ends.append(np.flatnonzero(values == 10) + position)
-            tabs.append(np.flatnonzero(values == 9) + position)
+            ends.append(marks[kinds == 10] + position)
+            tabs.append(marks[kinds == 9] + position)
             position += len(chunk)
         if position == 0:
             return np.zeros((0, 3), np.int64), _Facts(*state, 0, 0, 0, 0)
@@ -157,6 +183,16 @@ class Lines:
         for index in np.flatnonzero(filled & (lengths < 64)):
             filled[index] = bool(os.pread(self._file, int(lengths[index]), int(starts[index])).strip(b" \r"))
         return filled
+
+
+def _placed(start: int, cells: Sequence[bytes | int]) -> list[tuple[int, int, bytes | None]]:
+    """Return offset, length and content of cells in a row; a number is the length of one that was not read."""
+    placed = []
+    for cell in cells:
+        length, content = (cell, None) if isinstance(cell, int) else (len(cell), cell)
+        placed.append((start, length, content))
+        start += length + 1
+    return placed
 
 
 def index_folder() -> Path:

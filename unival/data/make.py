@@ -45,6 +45,8 @@ def rows_of_csv(path: str | Path, fields: Mapping[str, str] | None = None) -> It
         UserError: The file is missing, empty or malformed, or no column is understood; names the line.
     """
     path = Path(path)
+    if path.is_dir():
+        raise UserError("a folder, not a CSV file", where=str(path), fix="--from folder")
     csv.field_size_limit(MAX_CELL_CHARS)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -77,7 +79,7 @@ def rows_of_folder(folder: str | Path) -> Iterator[dict[str, Any]]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"no such folder: {folder}")
+        raise UserError(f"no such folder: {folder}", fix="--from csv" if folder.is_file() else None)
     for path in sorted(folder.rglob("*")):
         column = EXTENSIONS.get(path.suffix.lower().removeprefix("."))
         if column is None or not path.is_file() or path.name.startswith("."):
@@ -123,7 +125,11 @@ def write_manifest(rows: Iterable[Mapping[str, Any]], path: str | Path, is_repla
 def _columns(header: Iterable[str], fields: Mapping[str, str], where: str) -> dict[str, str]:
     """Return the column of each field."""
     names = list(header)
-    by_name = {name.strip().lower(): name for name in names}
+    plain = [name.strip().lower() for name in names]
+    by_name = dict(zip(plain, names, strict=True))
+    twice = next((name for index, name in enumerate(plain) if name and name in plain[:index]), None)
+    if twice is not None:
+        raise UserError(f"two columns are called {twice!r}", where=where, fix="rename one of them")
     for field, name in fields.items():
         if name not in names:
             raise UserError(f"there is no column {name!r} for {field!r}", where=where, fix=did_you_mean(name, names))
@@ -156,7 +162,11 @@ def _row(cells: Mapping[str, str], columns: Mapping[str, str], root: Path, where
     medium = next((row[column] for column in MEDIA_COLUMNS if column in row), None)
     if medium is None:
         raise UserError("the row names no medium", where=where)
-    return _with_size(row, Path(str(resolve_media(medium, root, False, where))))
+    try:
+        return _with_size(row, Path(str(resolve_media(medium, root, False, where))))
+    except UserError as error:
+        fix = "paths are relative to the folder of the CSV file" if "leaves the folder" in error.what else error.fix
+        raise UserError(error.what, error.where, fix) from None
 
 
 def _with_size(row: dict[str, Any], path: Path) -> dict[str, Any]:

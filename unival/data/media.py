@@ -2,11 +2,18 @@
 
 import binascii
 import io
+import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from unival.errors import UserError, did_you_mean
+
+try:  # ten times as fast as Python's own, which takes longer than anything else about a row of a table
+    from pybase64 import b64decode
+except ImportError:
+    b64decode = None
 
 MAX_FILE_BYTES = 2_000_000_000
 _STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
@@ -42,8 +49,7 @@ class MediaRange:
             what = f"the medium has {self.num_bytes:,} bytes, more than the {max_bytes:,} allowed"
             raise UserError(what, where=str(self))
         with _open_path(Path(self.file), "media") as file:
-            file.seek(self.offset)
-            content = file.read(self.num_bytes)
+            content = os.pread(file.fileno(), self.num_bytes, self.offset)  # no buffer in between
         if len(content) < self.num_bytes:
             what = f"the file ends before the medium: {len(content):,} of {self.num_bytes:,} bytes are there"
             raise UserError(what, where=str(self))
@@ -59,9 +65,13 @@ def decode_base64(text: bytes, where: str) -> bytes:
     Raises:
         UserError: Names `where`.
     """
-    text = text.strip().translate(_STANDARD_ALPHABET)
+    text = text.strip()
+    text += b"=" * (-len(text) % 4)
+    if b64decode is not None:
+        with suppress(binascii.Error):  # in all but rare cases; the others are told apart below
+            return b64decode(text, None if b"+" in text or b"/" in text else b"-_", validate=True)
     try:
-        return binascii.a2b_base64(text + b"=" * (-len(text) % 4), strict_mode=True)
+        return binascii.a2b_base64(text.translate(_STANDARD_ALPHABET), strict_mode=True)
     except binascii.Error as error:
         fix = "the cell is cut off or holds something else"
         raise UserError(f"not base64: {str(error).lower()}", where=where, fix=fix) from None
@@ -133,5 +143,7 @@ def _open_path(path: Path, kind: str) -> BinaryIO:
 def _similar_name(path: Path) -> str | None:
     if not path.parent.is_dir():
         return f"there is no folder '{path.parent}'"
+    if "\\" in path.name:
+        return "write paths with / instead of \\"
     hint = did_you_mean(path.name, [entry.name for entry in path.parent.iterdir() if entry.is_file()])
     return hint.split(" valid:")[0] if hint.startswith("did you mean") else None

@@ -73,29 +73,29 @@ class TableRows:
         if not 0 <= index < self.num_rows:
             raise IndexError(index)
         where = self.where(index)
-        start, line = self.lines.span(index)
-        cells = line.split(b"\t")
+        cells = self.lines.cells(index)
         row: dict[str, Any] = {}
         for name, number in self.columns.items():
             spot = f"{where}, column {number} ({name})"
+            offset, length, content = cells[number]
             if name in (*MEDIA_COLUMNS, "medium"):
-                offset = start + sum(map(len, cells[:number])) + number
-                row[name] = self._medium(cells[number], offset, spot)
+                row[name] = self._medium(content, offset, length, spot)
             else:
-                row[name] = parse_text(name, _text(cells[number], spot), spot)
+                text = self.lines.span(index)[1].split(b"\t")[number] if content is None else content
+                row[name] = parse_text(name, _text(text, spot), spot)
         return _finished(row, str(self.path), where)
 
     def where(self, index: int) -> str:
         """Return `file:line` of a row."""
         return self.lines.where(index)
 
-    def _medium(self, cell: bytes, offset: int, where: str) -> str | MediaRange:
-        if not cell:
+    def _medium(self, cell: bytes | None, offset: int, length: int, where: str) -> str | MediaRange:
+        if not length:
             raise UserError("the cell of the medium is empty", where=where)
         # Neither alphabet of base64 has a dot, and every file name here has one.
-        if len(cell) <= MAX_PATH_BYTES and b"." in cell:
+        if cell is not None and length <= MAX_PATH_BYTES and b"." in cell:
             return resolve_media(_text(cell, where), self.root, self.is_free, where)
-        return MediaRange(str(self.path), offset, len(cell), True, where)
+        return MediaRange(str(self.path), offset, length, True, where)
 
 
 def _numbers(columns: str | Sequence[str] | Mapping[str, int]) -> dict[str, int]:

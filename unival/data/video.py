@@ -233,6 +233,7 @@ def _decode_by_seeking(stream: BinaryIO, name: str, index: _Index, wanted: list[
     if None in index.times or len(set(index.times)) < len(index.times) or not index.key_times:
         return None
     found: dict[int, np.ndarray] = {}
+    times = {index.times[position] for position in wanted}
     last: int | None = None
     frames: Iterator[Any] = iter(())
     with _opened(stream, name) as (container, video):
@@ -242,7 +243,7 @@ def _decode_by_seeking(stream: BinaryIO, name: str, index: _Index, wanted: list[
                 key = index.key_times[max(bisect_right(index.key_times, time) - 1, 0)]
                 if last is None or key > last:
                     container.seek(key, stream=video)
-                    frames = container.decode(video)
+                    frames = _decode_needed(container, video, times)
                 frame = next((frame for frame in frames if frame.pts is None or frame.pts >= time), None)
                 if frame is None or frame.pts != time:
                     return None
@@ -253,8 +254,17 @@ def _decode_by_seeking(stream: BinaryIO, name: str, index: _Index, wanted: list[
     return found
 
 
+def _decode_needed(container: Any, video: Any, times: set[int | None]) -> Iterator[Any]:
+    """Yield the frames at these times and those that others are predicted from; the rest is passed over."""
+    for packet in container.demux(video):
+        is_wanted = packet.pts is None or packet.pts in times
+        video.codec_context.skip_frame = "DEFAULT" if is_wanted else "NONREF"
+        yield from packet.decode()
+
+
 def _upright_rgb(frame: Any, video: Any) -> np.ndarray:
     """Convert to uint8 (H, W, 3) in the stream's size, which frames may leave, and undo the rotation."""
     size = {"width": video.codec_context.width, "height": video.codec_context.height}
-    pixels = frame.reformat(format="rgb24", **size).to_ndarray()
+    # By default every frame starts as many threads as there are processors, which takes longer than the conversion.
+    pixels = frame.reformat(format="rgb24", threads=1, **size).to_ndarray()
     return np.ascontiguousarray(np.rot90(pixels, k=round(frame.rotation / 90) % 4))

@@ -18,7 +18,9 @@ from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from unival.data.buffers import Buffers, Filling
 from unival.errors import UserError
+from unival.memory import keep_freed_memory
 
 T = TypeVar("T")
 Work = Callable[[int, frozenset[str]], T]
@@ -60,8 +62,8 @@ class _Worker:
     slot: Any
     heard: float = field(default_factory=time.monotonic)
     """When it last answered, or got something to do after a rest."""
-    keys: deque[int] = field(default_factory=deque)
-    """Handed to it and not answered yet, in order."""
+    keys: deque[tuple[int, int | None]] = field(default_factory=deque)
+    """Handed to it and not answered yet, in order, each with the number of the buffer for its answer."""
 
 
 class Workers(Generic[T]):
@@ -84,12 +86,14 @@ class Workers(Generic[T]):
         work: Work[T],
         workers: int,
         seconds: float = 30.0,
-        ahead: int = 4,
+        ahead: int = 2,
         on_loss: Callable[[str, str], None] = lambda name, what: None,
     ) -> None:
         self.work, self.num_workers, self.seconds, self.ahead, self.on_loss = work, workers, seconds, ahead, on_loss
         self.struck: set[str] = set()
         self.deaths = 0
+        # One for each key under way, one for the result in use, and one for the one before it.
+        self.buffers = Buffers(ahead * workers + 2 if workers else 0)
 
     def results(self, keys: Iterable[int]) -> Iterator[T]:
         """Yield one result for each key; the processes end with the iterator."""
@@ -104,6 +108,8 @@ class Workers(Generic[T]):
         finally:
             for worker in workers:
                 _end(worker)
+                for _, buffer in worker.keys:
+                    self.buffers.give_back(buffer)
 
     def _ordered(self, workers: list[_Worker], keys: Iterator[int]) -> Iterator[T]:
         done: dict[int, T] = {}
@@ -125,12 +131,12 @@ class Workers(Generic[T]):
             order.append(key)
             if not worker.keys:
                 worker.heard = time.monotonic()
-            worker.keys.append(key)
-            self._send(worker, key)
+            worker.keys.append((key, self.buffers.take()))
+            self._send(worker, *worker.keys[-1])
 
-    def _send(self, worker: _Worker, key: int) -> None:
+    def _send(self, worker: _Worker, key: int, buffer: int | None) -> None:
         with suppress(OSError):  # it is dead: `_receive` finds out and hands its keys to another
-            worker.connection.send((key, frozenset(self.struck)))
+            worker.connection.send((key, buffer, frozenset(self.struck)))
 
     def _receive(self, workers: list[_Worker], done: dict[int, T]) -> None:
         """Take what has arrived, and replace processes that died or are late."""
@@ -144,7 +150,7 @@ class Workers(Generic[T]):
                     continue
                 if not is_result:
                     raise value
-                done[worker.keys.popleft()] = value
+                done[worker.keys.popleft()[0]] = value
                 worker.heard = time.monotonic()
             elif self._is_late(worker):
                 workers[number] = self._replace(worker, f"its decoder was stopped after {self.seconds:g} s")
@@ -154,7 +160,7 @@ class Workers(Generic[T]):
         timer = threading.Timer(SILENCE * self.seconds, worker.process.kill)
         timer.start()
         try:
-            return worker.connection.recv()
+            return self.buffers.load(worker.connection.recv_bytes(), worker.keys[0][1])
         finally:
             timer.cancel()
 
@@ -178,17 +184,18 @@ class Workers(Generic[T]):
                 raise RuntimeError(f"a data worker died {self.deaths} times outside of any row (exit code {code})")
         fresh = self._start()
         fresh.keys = worker.keys
-        for key in fresh.keys:
-            self._send(fresh, key)
+        for key, buffer in fresh.keys:
+            self._send(fresh, key, buffer)
         return fresh
 
     def _start(self) -> _Worker:
-        import torch.multiprocessing as mp  # sends tensors through shared memory
+        import torch.multiprocessing as mp  # teaches pickle to share tensors that no buffer has room for
 
         context = mp.get_context("fork")
         slot = RawValue(_slot_type())
         ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(self.work, ours, theirs, slot, os.getpid()), daemon=True)
+        arguments = (self.work, self.buffers, ours, theirs, slot, os.getpid())
+        process = context.Process(target=_serve, args=arguments, daemon=True)
         process.start()
         theirs.close()
         return _Worker(process, ours, slot)
@@ -203,7 +210,7 @@ def _slot_type() -> Any:
     return Slot
 
 
-def _serve(work: Work[Any], ours: Any, connection: Any, slot: Any, parent: int) -> None:
+def _serve(work: Work[Any], buffers: Buffers, ours: Any, connection: Any, slot: Any, parent: int) -> None:
     """Answer keys until the main process hangs up or is gone."""
     global _slot
     import torch
@@ -213,14 +220,16 @@ def _serve(work: Work[Any], ours: Any, connection: Any, slot: Any, parent: int) 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's business
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
+    keep_freed_memory()
     try:
         while True:
             while not connection.poll(1.0):
                 if os.getppid() != parent:  # a sibling may hold the pipe open after the main process was killed
                     os._exit(0)
-            key, struck = connection.recv()
+            key, buffer, struck = connection.recv()
             slot.since = 0.0
-            connection.send(_answer(work, key, struck))
+            filling = Filling(buffers, buffer)
+            connection.send_bytes(filling.dump(_answer(work, key, struck)))
     except (EOFError, OSError):
         os._exit(0)
 

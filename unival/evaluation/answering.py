@@ -1,12 +1,14 @@
 """What a model writes for a batch of a task: a closed set or free text, a decoder prompt, picture codes."""
 
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
 import torch
 
-from unival.batch import pad
+from unival.batch import Example, pad
 from unival.errors import UserError
 from unival.generate import AnswerTrie, SearchOptions, prompt_prefix, score_answers, search
 from unival.model.configuration import UnivalConfig
@@ -23,7 +25,19 @@ def generate(
     num_beams: int = 1,
     options: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Return the text that a model writes for each row of a batch, by the original's rules (`docs/generation.md`).
+    """Return the text that a model writes for each row of a batch: the first of `hypotheses`."""
+    return [texts[0] for texts in hypotheses(model, processor, task, inputs, num_beams, options)]
+
+
+def hypotheses(
+    model: UnivalForConditionalGeneration,
+    processor: UnivalProcessor,
+    task: Task,
+    inputs: Mapping[str, torch.Tensor],
+    num_beams: int = 1,
+    options: Mapping[str, Any] | None = None,
+) -> list[list[str]]:
+    """Return at least one text for each row of a batch, best first, by the original's rules (`docs/generation.md`).
 
     A task with a closed set gets one of its answers: the most probable by `score_answers`, or the best of a search
     inside the set, compared by log-probability. Otherwise the search compares log-probabilities per token, and forces
@@ -48,12 +62,15 @@ def generate(
         prefix = inputs["input_ids"][:, 1:]
     if texts and task.choose == "score":
         best = score_answers(model, inputs, answers, prefix).argmax(1)
-        return [texts[index] for index in best.tolist()]
+        return [[texts[index]] for index in best.tolist()]
     pad_id = model.config.pad_token_id
     found = search(model, inputs, chosen, trie, prefix)
     starts = [0] * len(found) if prefix is None else prefix.ne(pad_id).sum(1).tolist()
-    rows = [row[0].tokens[start:] if row else [] for row, start in zip(found, starts, strict=True)]
-    return processor.decode(pad(rows, pad_id))
+    tokens = [
+        [hypothesis.tokens[start:] for hypothesis in row] or [[]] for row, start in zip(found, starts, strict=True)
+    ]
+    written = iter(processor.decode(pad([each for row in tokens for each in row], pad_id)))
+    return [[next(written) for _ in row] for row in tokens]
 
 
 @lru_cache(maxsize=2)
@@ -61,6 +78,14 @@ def closed_set(processor: UnivalProcessor, answers: tuple[str, ...]) -> tuple[li
     """Return the ids of a closed set of answers and their trie; thousands of answers take a while."""
     ids = [row[1:-1] for row in processor.encode(answers)]
     return ids, AnswerTrie(ids, processor.tokenizer.eos_token_id)
+
+
+@contextmanager
+def fixed_draws(example: Example) -> Iterator[None]:
+    """Draw from generators that are seeded by an example's uid, and put the others back after."""
+    with torch.random.fork_rng():
+        torch.manual_seed(zlib.crc32(str(example.uid).encode()))
+        yield
 
 
 def code_options(config: UnivalConfig) -> dict[str, Any]:

@@ -38,8 +38,7 @@ def write_submission(kind: str, rows: Iterable[Row], path: str | Path) -> int:
         UserError: An unknown kind, no row, a row without identity or with a prediction of the wrong type, or an
             identity that occurs twice with different predictions (equal ones count once).
     """
-    if kind not in KINDS:
-        raise UserError(f"unknown submission format {kind!r}", fix=did_you_mean(kind, KINDS))
+    check_kind(kind)
     names, entry_of, write = KINDS[kind]
     entries: dict[str, dict[str, Any]] = {}
     for index, row in enumerate(rows):
@@ -52,6 +51,16 @@ def write_submission(kind: str, rows: Iterable[Row], path: str | Path) -> int:
         raise UserError("no prediction to submit", where=str(path))
     write(Path(path), list(entries.values()))
     return len(entries)
+
+
+def check_kind(kind: str) -> None:
+    """Refuse an unknown format.
+
+    Raises:
+        UserError: Lists the known ones.
+    """
+    if kind not in KINDS:
+        raise UserError(f"unknown submission format {kind!r}", fix=did_you_mean(kind, KINDS))
 
 
 def _identity(row: Row, names: tuple[str, ...], index: int) -> int | str:

@@ -4,6 +4,7 @@
     features, probabilities = extract(images)           # (N, 2048), (N, 1008)
     clip = load_clip("ViT-B-16", "open_clip_pytorch_model.bin")
     scores = clip_similarity(clip.images(pictures), clip.texts(captions))
+    clip = load_clip_folder("models/clip-vit-base-patch16")   # the same from a folder of transformers
 
 `images` are uint8 tensors (N, 3, H, W), `pictures` are PIL images.
 """
@@ -151,6 +152,66 @@ def load_clip(name: str, path: str | Path, device: str = "cpu") -> ClipModel:
     except (RuntimeError, KeyError, ValueError) as error:
         raise UserError(f"not the weights of {name}: {str(error)[:200]}", where=str(path)) from None
     return ClipModel(model, preprocess, open_clip.get_tokenizer(name), device)  # pyright: ignore[reportArgumentType]
+
+
+def load_clip_folder(path: str | Path, device: str = "cpu") -> ClipModel:
+    """Load a CLIP model of `transformers` from a local folder.
+
+    Args:
+        path: The folder, with the files of its tokenizer and of its image processor.
+        device: Where to run.
+
+    Raises:
+        UserError: No such folder, or it holds something else.
+    """
+    from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, CLIPModel
+
+    fix = "give a folder with a CLIP model, its tokenizer and its image processor; nothing is downloaded"
+    if not Path(path).is_dir():
+        raise UserError(f"no such folder: {path}", fix=fix)
+    try:
+        kind = AutoConfig.from_pretrained(path, local_files_only=True).model_type
+        if kind != "clip":
+            raise UserError(f"a model of type {kind!r}", where=str(path), fix=fix)
+        model: Any = CLIPModel.from_pretrained(path, local_files_only=True)
+        tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        processor: Any = AutoImageProcessor.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(str(error).strip().splitlines()[0][:200], where=str(path), fix=fix) from None
+    length = model.config.text_config.max_position_embeddings
+
+    def preprocess(picture: "Image.Image") -> "Tensor":
+        return processor(images=picture, return_tensors="pt")["pixel_values"][0]
+
+    def tokenize(texts: list[str]) -> "Tensor":
+        # Attention is causal and the embedding is that of the end token: padding behind it needs no mask.
+        options: dict[str, Any] = {"padding": "max_length", "truncation": True, "max_length": length}
+        return tokenizer(texts, return_tensors="pt", **options)["input_ids"]
+
+    return ClipModel(_TransformersClip(model), preprocess, tokenize, device)
+
+
+class _TransformersClip:
+    """The methods of open_clip on a model of `transformers`."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def to(self, device: str) -> "_TransformersClip":
+        self.model.to(device)
+        return self
+
+    def eval(self) -> "_TransformersClip":
+        self.model.eval()
+        return self
+
+    def encode_image(self, pixels: "Tensor") -> "Tensor":
+        return self.model.get_image_features(pixels).pooler_output
+
+    def encode_text(self, ids: "Tensor") -> "Tensor":
+        return self.model.get_text_features(ids).pooler_output
 
 
 def _existing(path: str | Path, what: str) -> Path:

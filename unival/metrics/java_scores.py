@@ -4,6 +4,7 @@ Captions are tokenised first (`ptb_tokenize`), as the COCO evaluation does. METE
 Anderson et al. 2016. Nothing is downloaded: SPICE needs two files of Stanford CoreNLP beside its own, see `spice`.
 """
 
+import contextlib
 import importlib.util
 import json
 import shutil
@@ -11,7 +12,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from unival.metrics.ptb import ptb_tokenize
 from unival.metrics.score import Score, check_references, mean_score
 
 INSTALL = 'pip install "unival[coco-java]", and a Java runtime such as `apt-get install default-jre-headless`'
+METEOR_JAR = "meteor/meteor-1.5.jar"
 SPICE_MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 
 
@@ -44,32 +46,79 @@ def meteor(
     Raises:
         UserError: Java or the jar is missing, the program fails, or the lengths differ.
     """
-    check_references(predictions, references)
-    if not predictions:
-        return mean_score(())
-    jar = _jar(jar, "meteor/meteor-1.5.jar")
-    hypotheses, tokenized = _tokenize(predictions, references)
-    command = [_program(java), "-Xmx2G", "-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"]
-    with (
-        tempfile.TemporaryFile() as errors,
-        subprocess.Popen(
-            command, cwd=jar.parent, stdin=-1, stdout=-1, stderr=errors, text=True, encoding="utf-8"
-        ) as run,
-    ):
+    with contextlib.closing(Meteor(jar, java)) as program:
+        return program.score(predictions, references)
+
+
+class Meteor:
+    """METEOR as a program that is started at the first question and then asked again and again, such as by a reward.
+
+    Args:
+        jar, java: As `meteor`.
+
+    Raises:
+        UserError: Java or the jar is missing.
+    """
+
+    def __init__(self, jar: str | Path | None = None, java: str = "java") -> None:
+        self._jar = _jar(jar, METEOR_JAR)
+        self._command = [_program(java), "-Xmx2G", "-jar", str(self._jar), "-", "-", "-stdio", "-l", "en", "-norm"]
+        self._run: subprocess.Popen[str] | None = None
+        self._errors: IO[bytes] | None = None
+
+    def score(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Score:
+        """Score captions as `meteor`."""
+        check_references(predictions, references)
+        if not predictions:
+            return mean_score(())
+        hypotheses, tokenized = _tokenize(predictions, references)
+        if self._run is None:
+            self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the program runs
+            self._run = subprocess.Popen(
+                self._command, cwd=self._jar.parent, stdin=-1, stdout=-1, stderr=self._errors, encoding="utf-8"
+            )
         try:
             asked = [
-                _ask(run, f"SCORE ||| {' ||| '.join(others)} ||| {text}", errors)
+                self._ask(f"SCORE ||| {' ||| '.join(others)} ||| {text}")
                 for text, others in zip(hypotheses, tokenized, strict=True)
             ]
-            scores = [float(_ask(run, f"EVAL ||| {' ||| '.join(asked)}", errors))]
-            scores += [float(_ask(run, None, errors)) for _ in asked]
+            scores = [float(self._ask(f"EVAL ||| {' ||| '.join(asked)}"))]
+            scores += [float(self._ask(None)) for _ in asked]
         except ValueError as error:
+            self.close()  # what it says next would be the answer to another question
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"METEOR wrote no number: {error}", where=str(jar)) from None
-        finally:
-            run.kill()
-    return Score(scores[-1], np.array(scores[:-1], dtype=np.float64))
+            raise UserError(f"METEOR wrote no number: {error}", where=str(self._jar)) from None
+        return Score(scores[-1], np.array(scores[:-1], dtype=np.float64))
+
+    def close(self) -> None:
+        """End the program."""
+        if self._run is not None and self._errors is not None:
+            self._run.kill()
+            self._run.__exit__(None, None, None)
+            self._errors.close()
+            self._run = self._errors = None
+
+    def _ask(self, line: str | None) -> str:
+        """Send a line, if any, and return the next line of the answer."""
+        run, errors = self._run, self._errors
+        assert run is not None
+        assert run.stdin is not None
+        assert run.stdout is not None
+        assert errors is not None
+        answer = ""
+        try:
+            if line is not None:
+                run.stdin.write(f"{line}\n")
+                run.stdin.flush()
+            answer = run.stdout.readline().strip()
+        except BrokenPipeError:
+            pass
+        if not answer:
+            run.wait()
+            errors.seek(0)
+            raise UserError(f"METEOR stopped: {_last_line(errors.read())}", fix=INSTALL)
+        return answer
 
 
 def spice(
@@ -98,12 +147,7 @@ def spice(
         UserError: Java or a jar is missing, the program fails or takes too long, or the lengths differ.
     """
     check_references(predictions, references)
-    jar = _jar(jar, "spice/spice-1.0.jar")
-    missing = [name for name in SPICE_MODELS if not (jar.parent / "lib" / name).is_file()]
-    if missing:
-        fix = "fetch them once with `python -m pycocoevalcap.spice.get_stanford_models`"
-        raise UserError(f"SPICE lacks {' and '.join(missing)}", where=str(jar.parent / "lib"), fix=fix)
-    program = _program(java)
+    jar, program = _spice_jar(jar), _program(java)
     hypotheses, tokenized = _tokenize(predictions, references)
     with tempfile.TemporaryDirectory(prefix="spice-") as folder:
         source, target = Path(folder, "captions.json"), Path(folder, "scores.json")
@@ -124,6 +168,28 @@ def spice(
         return mean_score(_f_scores(json.loads(target.read_text(encoding="utf-8")), len(entries)))
 
 
+def check_installed(name: Literal["meteor", "spice"]) -> None:
+    """Check that a metric can be computed here.
+
+    Raises:
+        UserError: Java or a jar is missing; says what to install.
+    """
+    if name == "meteor":
+        _jar(None, METEOR_JAR)
+    else:
+        _spice_jar(None)
+    _program("java")
+
+
+def _spice_jar(jar: str | Path | None) -> Path:
+    path = _jar(jar, "spice/spice-1.0.jar")
+    missing = [name for name in SPICE_MODELS if not (path.parent / "lib" / name).is_file()]
+    if missing:
+        fix = "fetch them once with `python -m pycocoevalcap.spice.get_stanford_models`"
+        raise UserError(f"SPICE lacks {' and '.join(missing)}", where=str(path.parent / "lib"), fix=fix)
+    return path
+
+
 def _f_scores(results: list[dict[str, Any]], count: int) -> list[float]:
     scores = [0.0] * count
     for entry in results:
@@ -140,25 +206,6 @@ def _tokenize(predictions: Sequence[str], references: Sequence[Sequence[str]]) -
 
 def _clean(captions: Sequence[str]) -> list[str]:
     return [" ".join(caption.replace("|||", " ").split()) for caption in captions]
-
-
-def _ask(run: "subprocess.Popen[str]", line: str | None, errors: IO[bytes]) -> str:
-    """Send a line, if any, and return the next line of the answer."""
-    assert run.stdin is not None
-    assert run.stdout is not None
-    answer = ""
-    try:
-        if line is not None:
-            run.stdin.write(f"{line}\n")
-            run.stdin.flush()
-        answer = run.stdout.readline().strip()
-    except BrokenPipeError:
-        pass
-    if not answer:
-        run.wait()
-        errors.seek(0)
-        raise UserError(f"METEOR stopped: {_last_line(errors.read())}", fix=INSTALL)
-    return answer
 
 
 def _last_line(text: bytes) -> str:

@@ -161,9 +161,11 @@ def get_task(name: str, args: Mapping[str, Any] | None = None) -> Task:
         return cls(**(args or {}))
     except ValidationError as error:
         first = error.errors()[0]
+        cause = first.get("ctx", {}).get("error")
+        if isinstance(cause, UserError):  # a task's own check
+            raise cause from None
         key = ".".join(map(str, first["loc"]))
-        raise UserError(
-            f"task_args.{key}: {first['msg']}, got {first['input']!r}",
-            where=f"task {name}",
-            fix=f"its arguments are {', '.join(cls.model_fields)}",
-        ) from None
+        if first["type"] == "extra_forbidden":
+            raise UserError(f"task {name} has no argument {key!r}", fix=did_you_mean(key, cls.model_fields)) from None
+        what = f"task_args.{key}: {first['msg'].replace('Input should', 'it should')}, got {first['input']!r}"
+        raise UserError(what, where=f"task {name}") from None

@@ -5,13 +5,14 @@ Record: {"uid": "7", "image": "a.jpg", "captions": ["A red apple above a cat."],
 
 import string
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
 from unival.batch import Example
 from unival.data.clean import clean_caption
+from unival.metrics import java_scores
 from unival.metrics.bleu import bleu
 from unival.metrics.caption_match import exact_match, name_precision, name_recall
 from unival.metrics.cider import DocumentFrequencies, cider_d
@@ -32,6 +33,8 @@ class Task(TaskArgs):
         document_frequencies: File of `DocumentFrequencies` that CIDEr-D weighs n-grams by; by default those of the
             references of the split.
         num_unscored: Target tokens at the start without loss; the original's pretraining has 2 for CC12M.
+        java_metrics: METEOR and SPICE among the numbers of the corpus (`pip install "unival[coco-java]"` and Java);
+            where they cannot be computed, the evaluation says so before it begins.
     """
 
     monitor: ClassVar[str] = "cider_d"
@@ -39,6 +42,12 @@ class Task(TaskArgs):
     corrected: bool = False
     document_frequencies: str | None = None
     num_unscored: int = Field(default=0, ge=0)
+    java_metrics: tuple[Literal["meteor", "spice"], ...] = ()
+
+    def model_post_init(self, context: Any) -> None:
+        """Refuse what cannot be computed here, before hours of predictions."""
+        for name in self.java_metrics:
+            java_scores.check_installed(name)
 
     def example(self, record: Mapping[str, Any]) -> Example:
         """Ask for a description; the target is the first reference."""
@@ -91,12 +100,17 @@ class Task(TaskArgs):
         return scores
 
     def corpus(self, predictions: Sequence[str], records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        """Return the numbers of the COCO package: CIDEr, BLEU-1 to 4 and ROUGE-L over Penn Treebank words."""
+        """Return the numbers of the COCO package: CIDEr, BLEU-1 to 4 and ROUGE-L over Penn Treebank words.
+
+        And those of `java_metrics`.
+        """
         given = [given_captions(record) for record in records]
         words = iter(ptb_tokenize([caption for captions in given for caption in captions]))
         refs = [[next(words) for _ in captions] for captions in given]
         written = ptb_tokenize(predictions)
         scores = {"cider": cider_d(written, refs)} | bleu(written, refs) | {"rouge_l": rouge_l(written, refs)}
+        programs = {"meteor": java_scores.meteor, "spice": java_scores.spice}
+        scores |= {name: programs[name](predictions, given) for name in self.java_metrics}  # they tokenise themselves
         return {name: score.value for name, score in scores.items()}
 
 
