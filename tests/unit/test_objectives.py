@@ -424,7 +424,8 @@ def test_log_probabilities_of_samples_are_the_models_at_the_temperature(temperat
 def test_samples_follow_the_models_distribution_at_the_temperature() -> None:
     """Compare frequencies of the first token with its probability; padding and `<s>` are never drawn."""
     model, batch = tiny.build_model(vocab_size=40, num_codes=0, num_bins=0), image_batch()
-    batch.inputs["input_ids"] = batch.inputs["input_ids"] % 40
+    ids = batch.inputs["input_ids"]
+    batch.inputs["input_ids"] = ids.where(ids < 4, ids % 36 + 4)  # inside the vocabulary, and padding stays padding
     num, temperature = 2000, 2.0
     torch.manual_seed(0)
     drawn = objective(samples=num, max_new_tokens=1, temperature=temperature).draw(model, batch)
@@ -457,35 +458,83 @@ def test_samples_keep_to_their_limits() -> None:
     assert not (tokens[:, :, :3] <= 2).any()
 
 
-def test_one_random_number_picks_a_token_in_proportion_to_its_weight() -> None:
+def test_tokens_are_picked_in_proportion_to_their_weights() -> None:
     torch.manual_seed(0)
-    weights = torch.tensor([[0.0, 1.0, 0.0, 3.0, 0.0]]).expand(4000, -1)
-    counts = torch.bincount(sample(weights)[:, 0], minlength=5)
+    weights = torch.zeros(4000, 300)  # several blocks, the last one not full
+    weights[:, 1], weights[:, 299] = 1.0, 3.0
+    counts = torch.bincount(sample(weights)[:, 0], minlength=300)
     assert counts.sum() == 4000
-    assert counts[[0, 2, 4]].tolist() == [0, 0, 0]
+    assert int(counts[1] + counts[299]) == 4000
     assert int(counts[1]) == pytest.approx(1000, abs=4 * (4000 * 0.25 * 0.75) ** 0.5)  # four standard deviations
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_the_encoder_runs_twice_only_if_training_changes_its_result(
-    monkeypatch: pytest.MonkeyPatch, dropout: float
+@pytest.mark.parametrize(
+    ("dropout", "norm", "num_media", "num_encoded"),
+    [(0.0, "audio", 1, 1), (0.1, "audio", 1, 2), (0.0, "image", 2, 2)],
+    ids=["other encoders do not matter", "dropout", "batch statistics"],
+)
+def test_what_training_does_not_change_is_computed_once(
+    monkeypatch: pytest.MonkeyPatch, dropout: float, norm: str, num_media: int, num_encoded: int
 ) -> None:
     model, batch = tiny.build_model(dropout=dropout), image_batch()
     model.train()
-    for encoder in (model.encoder.embed_images, model.encoder.embed_videos, model.encoder.embed_audios):
-        encoder.eval()  # batch norm
-    calls, encode_media = [], type(model.encoder).encode_media
-    monkeypatch.setattr(
-        model.encoder, "encode_media", lambda **x: (calls.append(1), encode_media(model.encoder, **x))[1]
-    )
+    for name in ("image", "video", "audio"):
+        getattr(model.encoder, f"embed_{name}s").train(name == norm)
+    calls: list[str] = []
+
+    def counted(name: str) -> None:
+        real = getattr(type(model.encoder), name)
+        monkeypatch.setattr(model.encoder, name, lambda *a, **k: (calls.append(name), real(model.encoder, *a, **k))[1])
+
+    counted("encode_media")
+    counted("forward")
     unit = objective()
     unit.scorer = Scores(lambda texts: range(len(texts)))
     loss = unit(model, batch)
-    assert len(calls) == (2 if dropout else 1)
+    assert (calls.count("encode_media"), calls.count("forward")) == (num_media, num_encoded)
     loss.value.backward()
     assert float(model.encoder.image_proj.weight.grad.abs().sum()) > 0.0
+
+
+def test_a_batch_statistic_or_dropout_makes_a_module_random_unless_it_is_unused() -> None:
+    model = tiny.build_model()
+    assert not is_random(model.encoder)
     model.encoder.embed_images.train()
     assert is_random(model.encoder)
+    assert not is_random(model.encoder, [model.encoder.embed_images])
+
+
+def test_a_constraint_range_is_all_that_is_drawn_and_all_that_probabilities_are_over() -> None:
+    model, batch = tiny.model(), image_batch()
+    first, end = 20, 30
+    torch.manual_seed(0)
+    unit = objective(samples=16, max_new_tokens=4, temperature=2.0, constraint_range=[first, end])
+    drawn = unit.draw(model, batch)
+    allowed = [2, *range(first, end)]
+    assert set(drawn.tokens.unique().tolist()) <= {1, *allowed}
+    assert len(drawn.tokens.unique()) > 5
+    columns = torch.tensor([0, 1, 2, 3, *range(first, end)])
+    with torch.no_grad():
+        for row, sample, tokens in sequences(drawn)[::8]:
+            logits = model_log_probs(model, batch, row, tokens, 2.0)[:, columns]  # up to a constant
+            expected = logits.log_softmax(-1).gather(-1, torch.searchsorted(columns, tokens)[:, None])[:, 0]
+            own = drawn.log_probs[row, sample, : len(tokens)]
+            torch.testing.assert_close(own, expected, atol=1e-4, rtol=1e-4)
+    unit.scorer = Scores(lambda texts: np.arange(float(len(texts))))
+    unit.draw = lambda *_: drawn
+    clipped = Grpo(
+        processor=tiny.processor(),
+        rows=list,
+        rewards={"brevity": 1.0},
+        samples=16,
+        temperature=2.0,
+        constraint_range=[first, end],
+    )
+    clipped.scorer, clipped.draw = unit.scorer, unit.draw
+    # The ratio of the two passes is one, so that the surrogate is minus the mean advantage, which is zero.
+    assert float(clipped(model, batch).value.detach()) == pytest.approx(0.0, abs=1e-4)
+    with pytest.raises(UserError, match="constraint_range is 2, 9"):
+        objective(constraint_range=[2, 9]).draw(model, batch)
 
 
 def test_sampling_leaves_the_model_as_it_was() -> None:
@@ -613,7 +662,7 @@ def test_worker_processes_give_the_rewards_of_the_line() -> None:
         (RewardWeighted, {}),
     ],
 )
-def test_twenty_steps_raise_a_toy_reward(cls: type[PolicyObjective], options: dict[str, Any]) -> None:
+def test_thirty_steps_raise_a_toy_reward(cls: type[PolicyObjective], options: dict[str, Any]) -> None:
     """The reward is the share of samples that begin with the letter c."""
     torch.manual_seed(0)
     model = tiny.build_model(1)
@@ -621,7 +670,7 @@ def test_twenty_steps_raise_a_toy_reward(cls: type[PolicyObjective], options: di
     unit.scorer = Scores(lambda texts: [float(text.startswith("c")) for text in texts])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     batch, rewards = image_batch(), []
-    for step in range(20):
+    for step in range(30):
         loss = unit(model, batch, step)
         loss.value.backward()
         optimizer.step()

@@ -12,10 +12,12 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from unival.batch import Batch
+from unival.errors import UserError
 from unival.model.modeling import MEDIA_INPUTS, MediaTokens, UnivalEncoderOutput, UnivalForConditionalGeneration
 
 # float32 logits that exist at a time; they are several times as large as all else in a step with 59,457 symbols
 LOGITS_BYTES = 128 * 2**20
+NUM_SPECIAL = 4  # `<s> <pad> </s> <unk>` stay possible under a constraint range
 
 
 class Targets(NamedTuple):
@@ -65,14 +67,58 @@ def at_targets(features: Tensor, target: Tensor, pad_id: int) -> Targets:
     return Targets(features[row, place], target[row, place], row, place)
 
 
-def log_likelihood(model: UnivalForConditionalGeneration, found: Targets, temperature: float = 1.0) -> Tensor:
-    """Return the log-probability (n,) of each target token, in float32, with logits divided by `temperature`."""
+def log_likelihood(
+    model: UnivalForConditionalGeneration, found: Targets, temperature: float = 1.0, columns: Tensor | None = None
+) -> Tensor:
+    """Return the log-probability (n,) of each target token, in float32, with logits divided by `temperature`.
+
+    With `columns` (`allowed_ids`) it is that among these ids.
+    """
+    project = projection(model, columns)
 
     def score(features: Tensor, ids: Tensor) -> Tensor:
-        logits = model.decoder.output_projection(features).float() / temperature
-        return -F.cross_entropy(logits, ids, reduction="none")
+        logits = project(features).float()
+        return -F.cross_entropy(logits if temperature == 1.0 else logits / temperature, ids, reduction="none")
 
-    return by_chunks(score, [found.features, found.ids], model.config.vocab_size)
+    ids = found.ids if columns is None else column_of(found.ids, columns)
+    return by_chunks(score, [found.features, ids], model.config.vocab_size if columns is None else len(columns))
+
+
+def projection(model: UnivalForConditionalGeneration, columns: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """Return the map from features to logits, of all ids or of `columns` only."""
+    if columns is None:
+        return model.decoder.output_projection
+    weight = model.decoder.output_projection.weight[columns]
+    return lambda features: F.linear(features, weight)
+
+
+def allowed_ids(constraint_range: Sequence[int] | None, vocab_size: int, device: torch.device) -> Tensor | None:
+    """Return the ascending ids under a constraint range: the product with the others is not computed at all.
+
+    Raises:
+        UserError: The range is not one of the vocabulary.
+    """
+    if constraint_range is None:
+        return None
+    first, end = constraint_range
+    if not NUM_SPECIAL <= first < end <= vocab_size:
+        what = f"constraint_range is {first}, {end}"
+        raise UserError(what, fix=f"give first and end with {NUM_SPECIAL} <= first < end <= {vocab_size}")
+    return torch.cat([torch.arange(NUM_SPECIAL, device=device), torch.arange(first, end, device=device)])
+
+
+def column_of(ids: Tensor, columns: Tensor) -> Tensor:
+    """Return the position of each id (n,) in the ascending `columns`.
+
+    Raises:
+        UserError: If one is not there.
+    """
+    place = torch.searchsorted(columns, ids).clamp(max=len(columns) - 1)
+    outside = columns[place].ne(ids)
+    if outside.any():
+        what = f"target token {int(ids[outside][0])} is outside constraint_range"
+        raise UserError(what, fix="widen the range, or give tasks with other targets their own stage")
+    return place
 
 
 def by_chunks(score: Callable[..., Tensor], inputs: Sequence[Tensor], width: int) -> Tensor:

@@ -11,14 +11,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unival.batch import Batch
 from unival.checkpoint import load_model
 from unival.errors import UserError
-from unival.model.modeling import UnivalEncoderOutput, UnivalForConditionalGeneration
+from unival.model.modeling import MEDIA_INPUTS, MediaTokens, UnivalEncoderOutput, UnivalForConditionalGeneration
 from unival.model.processing import UnivalProcessor
-from unival.objectives._likelihood import Targets, at_targets, decode, encode, encode_media, log_likelihood
+from unival.objectives._likelihood import (
+    Targets,
+    allowed_ids,
+    at_targets,
+    decode,
+    encode,
+    encode_media,
+    log_likelihood,
+)
 from unival.objectives._sampling import Drawn, draw, evaluation_mode, is_random
 from unival.objectives._scoring import Scorer
 from unival.objectives.base import Loss
@@ -49,6 +57,9 @@ class PolicyObjective:
     max_new_tokens: int = 32
     min_new_tokens: int = 0
     """Limits of a sample's length; at `max_new_tokens` it is cut without `</s>`."""
+    constraint_range: Sequence[int] | None = None
+    """[first, end]: nothing but these ids and `</s>` is drawn. As in `cross_entropy`, log-probabilities are those among
+    these ids and the four special ones, and the others are not computed: picture codes."""
     normalise: str = "token"
     """`token` averages over all sampled tokens; `sequence` over the tokens of each sequence, then over sequences."""
     kl: float = 0.0
@@ -81,13 +92,20 @@ class PolicyObjective:
 
     def __call__(self, model: UnivalForConditionalGeneration, batch: Batch, update: int = 0) -> Loss:
         """Sample, score, and return the loss; rewards are waited for only when all forward passes are done."""
-        encoded = encode(model, batch, encode_media(model, batch), torch.arange(len(batch.examples)))
-        drawn = self.draw(model, batch, None if is_random(model.encoder) else encoded)
+        media = encode_media(model, batch)
+        encoded = encode(model, batch, media, torch.arange(len(batch.examples)))
+        used, unused = media_encoders(model, batch)
+        drawn = self.draw(
+            model,
+            batch,
+            None if is_random(model.encoder, unused) else encoded,
+            None if any(map(is_random, used)) else media,
+        )
         wait = self.score(batch, drawn)
         sampled = drawn.tokens[:, : self.samples].flatten(0, 1)  # B*K T
         features = model.decoder(model.shift_right(sampled), encoded, writes_codes=batch.writes_codes)
         found = at_targets(features, sampled, model.config.pad_token_id)
-        log_probs = log_likelihood(model, found, self.temperature)  # n
+        log_probs = self.log_likelihood(model, found)  # n
         share, size = self.shares(found, len(sampled))
         value, logs = log_probs.new_zeros(()), {}
         if self.supervised > 0.0:
@@ -115,14 +133,28 @@ class PolicyObjective:
         return -weights * log_probs
 
     def draw(
-        self, model: UnivalForConditionalGeneration, batch: Batch, encoded: UnivalEncoderOutput | None = None
+        self,
+        model: UnivalForConditionalGeneration,
+        batch: Batch,
+        encoded: UnivalEncoderOutput | None = None,
+        media: MediaTokens | None = None,
     ) -> Drawn:
-        """Sample from the model in evaluation mode; `encoded` is given if training has encoded the same."""
+        """Sample from the model in evaluation mode; `encoded` and `media` are given if training computed the same."""
         with torch.no_grad(), evaluation_mode(model):
             if encoded is None:
-                encoded = encode(model, batch, encode_media(model, batch), torch.arange(len(batch.examples)))
+                media = encode_media(model, batch) if media is None else media
+                encoded = encode(model, batch, media, torch.arange(len(batch.examples)))
             limits = self.max_new_tokens, self.min_new_tokens, self.temperature
-            return draw(model, encoded, self.samples, *limits, self.adds_greedy, batch.writes_codes)
+            columns = self.columns(model)
+            return draw(model, encoded, self.samples, *limits, self.adds_greedy, batch.writes_codes, columns)
+
+    def columns(self, model: UnivalForConditionalGeneration) -> Tensor | None:
+        """Return the ids under the constraint range, None when there is none."""
+        return allowed_ids(self.constraint_range, model.config.vocab_size, model.device)
+
+    def log_likelihood(self, model: UnivalForConditionalGeneration, found: Targets) -> Tensor:
+        """Return the log-probability (n,) of each token under the policy of a model."""
+        return log_likelihood(model, found, self.temperature, self.columns(model))
 
     def score(self, batch: Batch, drawn: Drawn) -> Callable[[], dict[str, Rewards]]:
         """Start scoring all sequences; the result is (B * G,) by reward."""
@@ -157,11 +189,11 @@ class PolicyObjective:
         pad_id = model.config.pad_token_id
         if self.supervised_prefix == "reference":
             own, target = decode(model, batch, encoded, torch.arange(len(batch.examples)))
-            return -log_likelihood(model, at_targets(own, target, pad_id)).mean()
+            return -log_likelihood(model, at_targets(own, target, pad_id), columns=self.columns(model)).mean()
         target = batch.target.masked_fill(batch.target.eq(model.config.eos_token_id), pad_id)
         target = target.repeat_interleave(self.samples, dim=0)[:, : features.shape[1]]
         reference = at_targets(features[:, : target.shape[1]], target, pad_id)
-        return -log_likelihood(model, reference).sum() / len(found.ids)
+        return -log_likelihood(model, reference, columns=self.columns(model)).sum() / len(found.ids)
 
     def divergence(self, log_probs: Tensor, batch: Batch, sampled: Tensor) -> Tensor:
         """Estimate KL(policy || start) at each sampled token (n,): `r - 1 - log r` with r = p_start / p.
@@ -176,9 +208,16 @@ class PolicyObjective:
             encoded = encode(start, batch, encode_media(start, batch), torch.arange(len(batch.examples)))
             features = start.decoder(start.shift_right(sampled), encoded, writes_codes=batch.writes_codes)
             found = at_targets(features, sampled, start.config.pad_token_id)
-            log_ratio = log_likelihood(start, found, self.temperature)
+            log_ratio = self.log_likelihood(start, found)
         log_ratio = log_ratio - log_probs
         return log_ratio.exp() - 1.0 - log_ratio
+
+
+def media_encoders(model: UnivalForConditionalGeneration, batch: Batch) -> tuple[list[nn.Module], list[nn.Module]]:
+    """Return the media encoders that a batch needs, and the model's others."""
+    parts = {modality: getattr(model.encoder, f"embed_{modality}s", None) for modality in MEDIA_INPUTS}
+    used = [part for modality, part in parts.items() if part is not None and MEDIA_INPUTS[modality] in batch.inputs]
+    return used, [part for part in parts.values() if part is not None and part not in used]
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:

@@ -17,11 +17,20 @@ from unival.errors import UserError
 from unival.generate.trie import AnswerTrie
 from unival.model.modeling import MediaTokens, UnivalForConditionalGeneration
 from unival.model.processing import UnivalProcessor
-from unival.objectives._likelihood import Targets, at_targets, by_chunks, decode, encode, encode_media, length_chunks
+from unival.objectives._likelihood import (
+    Targets,
+    allowed_ids,
+    at_targets,
+    by_chunks,
+    column_of,
+    decode,
+    encode,
+    encode_media,
+    length_chunks,
+)
 from unival.objectives.base import Loss
 
 NORMALISATIONS = ("token", "example")
-NUM_SPECIAL = 4  # ids 0 to 3 stay possible under a constraint range
 
 
 class Terms(NamedTuple):
@@ -151,7 +160,7 @@ class Objective:
         if self.confidence is not None:
             inputs.append(confidences(batch, self.confidence).to(row.device)[row])
 
-        columns = self._columns(config.vocab_size, ids.device)
+        columns = allowed_ids(self.constraint_range, config.vocab_size, ids.device)
         weight = None
         if columns is not None:
             weight = model.decoder.output_projection.weight[columns]
@@ -184,16 +193,6 @@ class Objective:
             total = total + self.rdrop * symmetric_divergence(*log_probs)
         nll = -torch.stack([lp.detach().gather(-1, ids[:, None])[:, 0] for lp in log_probs]).sum(0)
         return torch.stack([nll, losses[0].detach(), total], dim=1)
-
-    def _columns(self, vocab_size: int, device: torch.device) -> Tensor | None:
-        """Return the ids under the constraint range: the product with the others is not computed at all."""
-        if self.constraint_range is None:
-            return None
-        first, end = self.constraint_range
-        if not NUM_SPECIAL <= first < end <= vocab_size:
-            what = f"constraint_range is {first}, {end}"
-            raise UserError(what, fix=f"give first and end with {NUM_SPECIAL} <= first < end <= {vocab_size}")
-        return torch.cat([torch.arange(NUM_SPECIAL, device=device), torch.arange(first, end, device=device)])
 
     def _trie(self, answers: Sequence[str] | str) -> AnswerTrie:
         if isinstance(answers, str):
@@ -265,20 +264,6 @@ def answer_mask(allowed: Sequence[Sequence[int] | None], vocab_size: int, device
     for row, tokens in enumerate(allowed):
         mask[row, slice(None) if tokens is None else torch.tensor(tokens)] = True
     return mask.to(device)
-
-
-def column_of(ids: Tensor, columns: Tensor) -> Tensor:
-    """Return the position of each id (n,) in the ascending `columns`.
-
-    Raises:
-        UserError: If one is not there.
-    """
-    place = torch.searchsorted(columns, ids).clamp(max=len(columns) - 1)
-    outside = columns[place].ne(ids)
-    if outside.any():
-        what = f"target token {int(ids[outside][0])} is outside constraint_range"
-        raise UserError(what, fix="widen the range, or give tasks with other targets their own stage")
-    return place
 
 
 def confidences(batch: Batch, field: str) -> Tensor:
