@@ -250,6 +250,17 @@ def test_what_sizes_do_not_give_is_kept_and_told(tmp_path: Path) -> None:
         (lambda state: state.update({"encoder.layers.0.w_resid": torch.zeros(3)}), "scale-resids"),
         (lambda state: state.update({"encoder.type_embedding.weight": torch.zeros(4, 16)}), "add-mm-type"),
         (lambda state: [state.pop(name) for name in TIED], "not the weights of a UnIVAL"),
+        (
+            lambda state: state.update(dict.fromkeys(TIED, torch.zeros(5, 7))),
+            "no UnIVAL model has these sizes: d_model 7",
+        ),
+        (lambda state: state.update(dict.fromkeys(TIED, torch.zeros(0, 16))), "no UnIVAL model has these sizes"),
+        (lambda state: state.update(dict.fromkeys(TIED, torch.zeros(9))), "not the weights of a UnIVAL"),
+        (lambda state: state.update({"decoder.image_position_idx": torch.zeros(3)}), "not the weights of a UnIVAL"),
+        (
+            lambda state: state.update({"encoder.layers.999999999.fc1.weight": torch.zeros(1)}),
+            "23 tensors missing",
+        ),
         (lambda state: state.clear(), "no weights under"),
     ],
 )
@@ -259,6 +270,18 @@ def test_another_architecture_is_refused_with_its_names(tmp_path: Path, change: 
     with pytest.raises(UserError, match=message):
         convert(save(tmp_path / "x.pt", contents(state)), tmp_path / "folder")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.pt"]
+
+
+def test_a_table_of_another_size_costs_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table of 60,000 text positions has 29 GB, those positions themselves 4 MB of a file."""
+    state = state_of(build())
+    for name in ("encoder.embed_positions.weight", "decoder.embed_positions.weight"):
+        state[name] = torch.zeros(60_002, 16)
+    for name in ("encoder.token_rp_bucket", "decoder.token_rp_bucket"):
+        state[name] = torch.zeros(3, dtype=torch.int64)
+    monkeypatch.setattr("unival.model.positions.text_buckets", lambda *_: pytest.fail("the table was computed"))
+    summary = convert(save(tmp_path / "x.pt", contents(state)), tmp_path / "folder")
+    assert any("encoder.token_rp_bucket is not the table" in note for note in summary["notes"])
 
 
 def test_adapters_and_prefixes_are_seen(tmp_path: Path) -> None:
@@ -334,6 +357,8 @@ def test_nothing_is_overwritten_or_left_half_written(tmp_path: Path, monkeypatch
         convert(tmp_path / "folder", tmp_path / "y")
     with pytest.raises(UserError, match="no such file"):
         convert(tmp_path / "absent.pt", tmp_path / "y")
+    with pytest.raises(UserError, match="not a regular file"):
+        convert("/dev/null", tmp_path / "y")
 
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")

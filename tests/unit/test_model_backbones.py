@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from tests import tiny
+from unival.model import image
 from unival.model.audio import PannCNN, drop_stripes, hann_window
 from unival.model.image import build_image_encoder, image_features
 from unival.model.video import ResNeXt3D, ResNeXtBlock
@@ -25,6 +26,20 @@ def test_image_features_are_the_chosen_level_of_a_timm_model() -> None:
     assert features.shape == (2, 8, 3, 4)
     assert dict(backbone.named_parameters())["layer2.0.conv1.weight"].shape == (8, 8, 3, 3)
     assert not any(name.startswith("fc") for name, _ in backbone.named_parameters())
+
+
+def test_many_pictures_are_read_in_parts_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone, _ = build_image_encoder(tiny.IMAGE_ENCODER)
+    backbone.eval().double()
+    pixels, sizes = torch.randn(5, 3, 16, 16).double(), []
+    backbone.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    with torch.inference_mode():
+        expected = image_features(backbone, pixels)
+        monkeypatch.setattr(image, "PART_BYTES", 2 * pixels[:1].nbytes + 1)
+        torch.testing.assert_close(image_features(backbone, pixels), expected, atol=1e-12, rtol=1e-12)
+        assert sizes == [5, 2, 2, 1]
+    image_features(backbone, pixels)  # gradients are wanted
+    assert sizes[4:] == [5]
 
 
 def test_an_unknown_image_encoder_is_refused_with_close_names() -> None:

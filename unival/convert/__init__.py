@@ -31,8 +31,9 @@ def convert(
     source, destination = Path(source), Path(destination)
     is_file = source.is_file()
     if to == "transformers" and not is_file:
+        found = "a folder, not a file of the original" if source.is_dir() else "not a regular file"
         raise UserError(
-            "no such file" if not source.exists() else "this is a folder, not a file of the original",
+            f"this is {found}" if source.exists() else "no such file",
             where=str(source),
             fix="give a .pt file; a model folder is written as one with --to fairseq",
         )

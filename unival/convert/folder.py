@@ -199,7 +199,7 @@ def read_folder(folder: Path) -> Original:
         raise UserError(f"unreadable weights: {error}", where=str(folder)) from None
     for name in TIED[1:]:
         tensors.pop(name, None)
-    model = empty_model(config)
+    model = empty_model(config, str(folder))
     expected, found = shapes_of(model.state_dict()), shapes_of(tensors)
     names = list(expected)
     wrong = sorted(name for name in {*names, *found}.difference(TIED[1:]) if expected.get(name) != found.get(name))

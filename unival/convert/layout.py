@@ -67,10 +67,19 @@ _ORDER: dict[str, tuple[str, ...]] = {
 }
 
 
-def empty_model(config: UnivalConfig) -> UnivalForConditionalGeneration:
-    """Return the model without memory for its weights."""
-    with torch.device("meta"):
-        return UnivalForConditionalGeneration(config)
+def empty_model(config: UnivalConfig, where: str | None = None) -> UnivalForConditionalGeneration:
+    """Return the model without memory for its weights.
+
+    Raises:
+        UserError: If no model has such sizes.
+    """
+    try:
+        with torch.device("meta"):
+            return UnivalForConditionalGeneration(config)
+    except UserError:
+        raise
+    except (ValueError, TypeError, LookupError, ArithmeticError, AssertionError, RuntimeError) as error:
+        raise UserError(f"no UnIVAL model has these sizes: {error}", where=where) from None
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, Shape]:
@@ -130,6 +139,17 @@ def rebuild(name: str, config: UnivalConfig, dtype: torch.dtype) -> Tensor | Non
     return None
 
 
+def table_shape(name: str, config: UnivalConfig) -> Shape | None:
+    """Return the shape of a table that follows from sizes; None for any other name."""
+    side = config.code_image_size // 8
+    return {
+        "version": (1,),
+        "token_rp_bucket": (config.max_text_positions,) * 2,
+        "image_rp_bucket": (config.image_bucket_size**2 + 1,) * 2,
+        "image_position_idx": (1 + side * side + FILLER_POSITIONS,),
+    }.get(name.split(".", 1)[1])
+
+
 def infer_config(shapes: Mapping[str, Shape], settings: Settings, where: str) -> UnivalConfig:
     """Find the architecture of a checkpoint.
 
@@ -156,8 +176,12 @@ def infer_config(shapes: Mapping[str, Shape], settings: Settings, where: str) ->
             video_encoder=_video_encoder(shapes),
             audio_encoder=_audio_encoder(shapes, settings),
         )
-    except (LookupError, ArithmeticError) as error:
+    except LookupError as error:
         raise UserError(f"not the weights of a UnIVAL model: {error} is missing", where=where) from None
+    except UserError:
+        raise
+    except (ArithmeticError, ValueError) as error:
+        raise UserError(f"not the weights of a UnIVAL model: {error}", where=where) from None
 
 
 def check_fit(shapes: Mapping[str, Shape], expected: Mapping[str, Shape], where: str) -> list[str]:
@@ -179,16 +203,19 @@ def check_fit(shapes: Mapping[str, Shape], expected: Mapping[str, Shape], where:
 
 
 def _number(settings: Settings, name: str, default: float) -> Any:
-    """Return a setting as a number of the default's type; the default when the file has no number there."""
+    """Return a setting as a number of the default's type; the default when the file has no such number there."""
     value = settings.get(name)
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        return default
+    if value < (0 if isinstance(default, float) else 1):
         return default
     return type(default)(value)
 
 
 def _count(shapes: Mapping[str, Shape], prefix: str) -> int:
+    """Count the parts of a list by their numbers, so that one large number in a hostile file makes no large model."""
     pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
-    return 1 + max((int(match[1]) for name in shapes if (match := pattern.match(name))), default=-1)
+    return len({match[1] for name in shapes if (match := pattern.match(name))})
 
 
 def _transformer(shapes: Mapping[str, Shape], settings: Settings, embedding: Shape) -> dict[str, Any]:

@@ -12,7 +12,17 @@ from torch import Tensor
 
 from unival.atomic import replacing
 from unival.convert.arguments import PATHS, complete, native_settings
-from unival.convert.layout import COUNTER, EMBEDDING, TIED, check_fit, empty_model, infer_config, rebuild, shapes_of
+from unival.convert.layout import (
+    COUNTER,
+    EMBEDDING,
+    TIED,
+    check_fit,
+    empty_model,
+    infer_config,
+    rebuild,
+    shapes_of,
+    table_shape,
+)
 from unival.errors import UserError
 from unival.model.configuration import UnivalConfig
 from unival.model.modeling import UnivalForConditionalGeneration
@@ -88,7 +98,7 @@ def read_original(path: Path, is_ema: bool = False) -> Original:
     settings = merge_settings(record)
     shapes = {name: tensor.shape for name, tensor in stored.items()}
     config = infer_config(shapes, settings, where)
-    model = empty_model(config)
+    model = empty_model(config, where)
     expected = shapes_of(model.state_dict())
     unexpected = check_fit(shapes, expected, where)
     source = {"file": path.name, "format": f"torch.save, {file.kind}", "weights": "EMA" if is_ema else "raw"}
@@ -148,7 +158,8 @@ def _take_tensors(original: Original, stored: Mapping[str, StoredTensor], unexpe
             original.notes.append(f"{name} differs from {copies[-1]}; the original uses the latter, and so do we")
     for name in unexpected:
         tensor = stored[name].load()
-        table = rebuild(name, original.config, original.dtype)
+        is_table = tuple(tensor.shape) == table_shape(name, original.config)  # of another size, it is not computed
+        table = rebuild(name, original.config, original.dtype) if is_table else None
         if table is not None and table.dtype == tensor.dtype and torch.equal(table, tensor):
             continue
         extra[name] = tensor

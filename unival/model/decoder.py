@@ -11,6 +11,7 @@ from unival.model.bias import PositionBias, causal_bias, mask_bias, relative_bia
 from unival.model.configuration import UnivalConfig
 from unival.model.encoder import UnivalEncoderOutput
 from unival.model.layers import DecoderLayer, drop_path_rates
+from unival.model.linear import Linear
 from unival.model.tuning import Adapter, PrefixEncoder
 
 
@@ -42,7 +43,7 @@ class UnivalDecoder(PositionBias):
             for index, rate in enumerate(drop_path_rates(config.drop_path, config.decoder_layers))
         )
         self.layer_norm = nn.LayerNorm(width)
-        self.output_projection = nn.Linear(width, config.vocab_size, bias=False)
+        self.output_projection = Linear(width, config.vocab_size, bias=False)
         if config.decoder_prompt_length:
             self.decoder_prompt_encoder = PrefixEncoder(
                 width,

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.cache_utils import Cache, EncoderDecoderCache
 
+from unival.model.linear import Linear
 from unival.model.tuning import Adapter, Prefix, TwinAdapter
 
 
@@ -102,17 +103,17 @@ class FeedForward(nn.Module):
     """The feed-forward half that both kinds of layer share; its parameters keep the original's names."""
 
     final_layer_norm: nn.LayerNorm
-    fc1: nn.Linear
+    fc1: Linear
     ffn_layernorm: nn.LayerNorm
-    fc2: nn.Linear
+    fc2: Linear
     adapter: Adapter | TwinAdapter | None
 
     def add_feed_forward(self, d_model: int, ffn_dim: int, adapter: Adapter | TwinAdapter | None) -> None:
         """Create the parameters under the original's names."""
         self.final_layer_norm = nn.LayerNorm(d_model)
-        self.fc1 = nn.Linear(d_model, ffn_dim)
+        self.fc1 = Linear(d_model, ffn_dim)
         self.ffn_layernorm = nn.LayerNorm(ffn_dim)
-        self.fc2 = nn.Linear(ffn_dim, d_model)
+        self.fc2 = Linear(ffn_dim, d_model)
         self.adapter = adapter
 
     def feed_forward(self, x: Tensor) -> Tensor:

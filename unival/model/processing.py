@@ -14,7 +14,8 @@ from transformers import AutoProcessor, ProcessorMixin
 from unival.batch import Batch, Example, decoder_sides, pad
 from unival.data.audio import fit_length, load_audio
 from unival.data.bad_rows import decoding
-from unival.data.image import load_image
+from unival.data.buffers import empty
+from unival.data.image import load_image, load_pixels
 from unival.data.video import Decoder, load_video
 from unival.errors import UserError
 from unival.model.configuration import UnivalConfig
@@ -102,13 +103,23 @@ class UnivalProcessor(ProcessorMixin):
         self.video_sampling: Literal["middle", "random"] = video_sampling
         self.video_decoder: Decoder = video_decoder
 
-    def image(self, source: Any, image_px: int | None = None) -> Tensor:
-        """Load an image as float32 (3, image_px, image_px), normalised; by default at the processor's size."""
-        side, image = image_px or self.image_px, load_image(source)
-        pixels = resize(np.asarray(image), side) if self.exact_resize else fast_resize(np.array(image), side)
+    def image(self, source: Any, image_px: int | None = None, out: Tensor | None = None) -> Tensor:
+        """Load an image as float32 (3, image_px, image_px), normalised; by default at the processor's size.
+
+        Args:
+            source: Of `load_image`.
+            image_px: Replaces the processor's side.
+            out: Write it here, and return this.
+        """
+        side = image_px or self.image_px
+        if self.exact_resize:
+            pixels = resize(np.asarray(load_image(source)), side)
+        else:
+            pixels = fast_resize(load_pixels(source), side)
         if self.pixel_mean == 0.5 and self.pixel_std == 0.5:
-            return normalise(pixels.transpose(2, 0, 1))  # channels first before the cast: a third of the time
-        return self.normalise(pixels).permute(2, 0, 1)
+            return normalise(pixels.transpose(2, 0, 1), out)  # channels first before the cast: a third of the time
+        normalised = self.normalise(pixels).permute(2, 0, 1)
+        return normalised if out is None else out.copy_(normalised)
 
     def video(self, source: Any) -> Tensor:
         """Load a clip as float32 (3, num_frames, video_px, video_px), normalised."""
@@ -139,12 +150,20 @@ class UnivalProcessor(ProcessorMixin):
         rng = generator_of(source) if self.audio_crop == "random" else None
         return torch.from_numpy(fit_length(waveform, samples, self.audio_pad, self.audio_crop, rng))
 
-    def medium(self, example: Example, image_px: int | None = None) -> Tensor:
-        """Load the medium of one example; `image_px` replaces the size of pictures."""
-        with decoding(example.where):
-            if example.modality == "image":
-                return self.image(example.media, image_px)
-            return getattr(self, example.modality)(example.media)
+    def media(self, examples: Sequence[Example], image_px: int | None = None) -> Tensor:
+        """Load the media of examples of one modality into one tensor; `image_px` replaces the size of pictures."""
+        if examples[0].modality == "image":
+            side = image_px or self.image_px
+            pixels = empty((len(examples), 3, side, side))
+            for example, out in zip(examples, pixels, strict=True):
+                with decoding(example.where):
+                    self.image(example.media, image_px, out)
+            return pixels
+        media = []
+        for example in examples:
+            with decoding(example.where):
+                media.append(getattr(self, example.modality)(example.media))
+        return torch.stack(media)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return ids with `<s>` and `</s>`; a space goes before each text, as in the original (specification 3.2)."""
@@ -177,7 +196,7 @@ class UnivalProcessor(ProcessorMixin):
         if modality != "text":
             first = {example.media_id or example.uid: example for example in reversed(examples)}
             row = {key: index for index, key in enumerate(first)}
-            inputs[MEDIA_INPUTS[modality]] = torch.stack([self.medium(example, image_px) for example in first.values()])
+            inputs[MEDIA_INPUTS[modality]] = self.media(list(first.values()), image_px)
             if len(row) < len(examples) or list(row) != [e.media_id or e.uid for e in examples]:
                 inputs["media_index"] = torch.tensor([row[e.media_id or e.uid] for e in examples])
         return Batch(inputs, target, list(examples), list(task_names), prefix, examples[0].writes_codes)
@@ -196,10 +215,11 @@ def generator_of(source: Any) -> np.random.Generator:
     return np.random.default_rng(zlib.crc32(source if isinstance(source, bytes) else str(source).encode()))
 
 
-def normalise(pixels: np.ndarray) -> Tensor:
-    """Map uint8 pixels to float32 in [-1, 1] (mean 0.5, std 0.5 per channel)."""
+def normalise(pixels: np.ndarray, out: Tensor | None = None) -> Tensor:
+    """Map uint8 pixels to float32 in [-1, 1] (mean 0.5, std 0.5 per channel), written to `out` if given."""
     source = torch.from_numpy(pixels if pixels.flags.writeable else np.array(pixels))
-    return torch.empty(pixels.shape).copy_(source).div_(127.5).sub_(1.0)
+    out = torch.empty(pixels.shape) if out is None else out
+    return out.copy_(source).div_(127.5).sub_(1.0)
 
 
 def resize(pixels: np.ndarray, side: int) -> np.ndarray:

@@ -7,6 +7,7 @@ standard library decodes single operations; limits keep a hostile file from cost
 
 import pickletools
 import struct
+import warnings
 from collections.abc import Callable, Mapping
 from typing import IO, Any, BinaryIO, NoReturn, cast
 
@@ -82,19 +83,24 @@ class Machine:
         """
         try:
             bounded = cast(IO[bytes], _Bounded(source))  # it has the three methods that `genops` calls
-            for count, (operation, argument, _) in enumerate(pickletools.genops(bounded)):
-                if count > self.max_operations:
-                    raise ValueError(f"more than {self.max_operations} operations")
-                if operation.name == "STOP":
-                    return self._pop()
-                self._step(operation.name, argument)
+            with warnings.catch_warnings():  # of `pickletools`, about a name with a backslash
+                warnings.simplefilter("ignore", DeprecationWarning)
+                return self._run(bounded)
         except UserError:
             raise
         except MemoryError:
             corrupt("it needs more memory than there is", self.where)
         except (ValueError, TypeError, LookupError, AttributeError, OverflowError, struct.error) as error:
             corrupt(f"{type(error).__name__}: {error}", self.where)
-        corrupt("it ends too early", self.where)
+
+    def _run(self, bounded: IO[bytes]) -> Any:
+        for count, (operation, argument, _) in enumerate(pickletools.genops(bounded)):
+            if count > self.max_operations:
+                raise ValueError(f"more than {self.max_operations} operations")
+            if operation.name == "STOP":
+                return self._pop()
+            self._step(operation.name, argument)
+        raise ValueError("it ends too early")
 
     def _step(self, name: str, argument: Any) -> None:
         if name in _LITERALS:

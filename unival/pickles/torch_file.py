@@ -139,9 +139,7 @@ def read_torch_file(path: str | Path) -> TorchFile:
             if start == b"PK\x03\x04":
                 return TorchFile(path, "zip", _read_zip(path, file))
             if start[:1] != b"\x80":
-                raise UserError(
-                    "not a file of torch.save", where=str(path), fix="give a .pt, .pth, .th or .safetensors file"
-                )
+                raise UserError("not a file of torch.save", where=str(path), fix="give a .pt, .pth or .th file")
             return TorchFile(path, "legacy", _read_legacy(path, file))
     except OSError as error:
         raise UserError(f"cannot read the file: {error.strerror or error}", where=str(path)) from None
