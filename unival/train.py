@@ -68,7 +68,7 @@ def train(config: RunConfig, fresh: bool = False) -> Path:
     with join(config.parallel, config.device) as world:
         is_quiet, console.quiet = console.quiet, console.quiet or not world.is_main
         try:
-            world.on_main(lambda: prepare_run_dir(run_dir, config, fresh))
+            world.on_main(lambda: prepare_run_dir(run_dir, config, fresh, world.size))
             if not world.on_main((run_dir / "model" / "model.safetensors").is_file):
                 run_stages(config, run_dir, world)
             if config.evaluations and not world.on_main((run_dir / "evaluation.json").is_file):
@@ -352,7 +352,7 @@ def restore_random(checkpoint: Path, config: RunConfig, state: TrainState, world
         seed_process(config.seed, world.rank, state.stage * 10**9 + state.step)
 
 
-def prepare_run_dir(run_dir: Path, config: RunConfig, fresh: bool) -> None:
+def prepare_run_dir(run_dir: Path, config: RunConfig, fresh: bool, processes: int) -> None:
     """Create the run folder with the resolved configuration, or check that it holds the same one."""
     path = run_dir / "config.yaml"
     if path.is_file() and not fresh:
@@ -366,7 +366,7 @@ def prepare_run_dir(run_dir: Path, config: RunConfig, fresh: bool) -> None:
                 fix="choose another `out=...`, or start over with --fresh",
             )
     else:
-        check_run(config)  # before anything is deleted or written
+        check_run(config, processes)  # before anything is deleted or written
         if run_dir.is_dir() and fresh:
             shutil.rmtree(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)

@@ -125,6 +125,16 @@ MISTAKES: dict[str, tuple[Callable[[Path], list[Any]], str]] = {
     "unknown kind": (lambda f: ["make", write(f, "file\na.xyz\n"), "--from", "csv"], r"neither picture.*csv:2"),
     "no layout": (lambda f: ["check", f / "a.tsv"], "a table needs --columns"),
     "no manifest": (lambda f: ["check", f / "a.jsonl"], "no such manifest"),
+    "folder as csv": (lambda f: ["make", f, "--from", "csv"], r"a folder, not a CSV file.*--from folder"),
+    "csv as folder": (lambda f: ["make", write(f, "image\n"), "--from", "folder"], r"no such folder.*--from csv"),
+    "columns twice": (
+        lambda f: ["make", write(f, "image,caption,Caption ,,\na.png,x,y,,\n"), "--from", "csv"],
+        r"two columns are called 'caption'",
+    ),
+    "address": (lambda f: ["make", write(f, "image\nhttp://b.c/a.png\n"), "--from", "csv"], r"an address.*csv:2"),
+    "csv checked": (lambda f: ["check", write(f, "image\na.png\n")], r"not a manifest.*make .*--from csv"),
+    "folder checked": (lambda f: ["check", f], r"not a manifest.*make .*--from folder"),
+    "no task": (lambda f: ["check", f / "manifest.jsonl", "--task", "capton"], "did you mean 'caption'"),
     "sheet": (lambda f: ["check", f / "manifest.jsonl", "--sheet", f / "sheet.xyz"], "must be a .png"),
 }
 

@@ -54,6 +54,8 @@ def check_resume(tmp_path: Path, kind: str, splits: list[list[int]], **changes: 
         assert losses(parts) == losses(whole)
 
 
+# The default tests have one process in `test_train.py`, and below runs that move into shards and out of them.
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "accumulation"), [("alone", 2), ("ddp", 1), ("fsdp", 2)])
 def test_a_continued_run_is_the_same_bit_for_bit(tmp_path: Path, kind: str, accumulation: int) -> None:
     check_resume(tmp_path, kind, [[2]], accumulation=accumulation)
@@ -103,7 +105,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run(exact_settings(tmp_path_factory.mktemp("alone") / "run", "alone"), "alone", [])
 
 
-@pytest.mark.parametrize(("kind", "accumulation"), [("alone", 4), ("ddp", 2), ("fsdp", 1)])
+@pytest.mark.parametrize(
+    ("kind", "accumulation"), [("alone", 4), ("ddp", 2), pytest.param("fsdp", 1, marks=pytest.mark.slow)]
+)
 def test_processes_and_accumulation_change_rounding_only(
     tmp_path: Path, alone: Path, kind: str, accumulation: int
 ) -> None:
@@ -157,7 +161,7 @@ def check_kills(tmp_path: Path, number: int) -> None:
 
 
 def test_a_kill_while_saving_loses_nothing(tmp_path: Path) -> None:
-    check_kills(tmp_path, 3)
+    check_kills(tmp_path, 1)
 
 
 @pytest.mark.slow

@@ -45,7 +45,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "unknown schedule": ({"stages.0.optim.schedule": "linear"}, ["'linear'", "polynomial", "cosine", "constant"]),
     "unknown precision": ({"precision": "bf61"}, ["precision", "'bf61'", "did you mean 'bf16'?", "fp32"]),
     "unknown split": ({f"{TASK}.source.world": "tarin"}, ["source.world", "'tarin'", "did you mean 'train'?", "test"]),
-    "unknown encoder to load": ({"encoder_weights": {"vido_encoder": "a.pt"}}, ["vido_encoder", "video_encoder"]),
+    "unknown encoder to load": (
+        {"encoder_weights": {"vido_encoder": "a.pt"}},
+        ["unknown key", "did you mean 'video_encoder'?"],
+    ),
     "one checkpoint only": ({"keep_checkpoints": 1}, ["keep_checkpoints", "greater than or equal to 2", "got 1"]),
     # left out
     "no run folder": ({"out": None}, ["'out' is required"]),
@@ -73,10 +76,15 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"init": "unival-tiny", "bart_weights": "bart", "model": {}},
         ["bart_weights", "'bart'", "init"],
     ),
+    "rows that cannot be cut": ({"accumulation": 3}, [f"{GROUP}.rows", "2 rows", "3 passes", "divides 2"]),
+    "tokens that are not sampled yet": (
+        {"accumulation": 2, "stages.0.objective": {"name": "self_critical", "args": {"rewards": {"brevity": 1.0}}}},
+        ["stages.0.objective.args.normalise", "`accumulation: 2`", "`normalise: sequence`"],
+    ),
     "all frozen": ({"stages.0.freeze": ["encoder", "decoder"]}, ["stages.0", "nothing is left to train", "freeze"]),
     # names of things that do not exist
     "task": ({f"{TASK}.task": "captoin"}, [TASK, "'captoin'", "did you mean 'caption'?", "vqa"]),
-    "task argument": ({f"{TASK}.task_args": {"promt": "what?"}}, [TASK, "promt", "what?", "prompt"]),
+    "task argument": ({f"{TASK}.task_args": {"promt": "what?"}}, [TASK, "'promt'", "did you mean 'prompt'?"]),
     "modality": ({f"{TASK}.task_args": {"modality": "picture"}}, [TASK, "modality", "'picture'", "'image'"]),
     "content of the world": ({f"{TASK}.source.content": "captions"}, [TASK, "'captions'", "did you mean 'caption'?"]),
     "objective": (
@@ -88,10 +96,36 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["stages.0.objective", "'label_smooth'", "did you mean 'label_smoothing'?", "log_end"],
     ),
     "objective value": ({"stages.0.objective.args": {"label_smoothing": 1.5}}, ["objective", "label_smoothing is 1.5"]),
-    "objective type": ({"stages.0.objective.args": {"log_end": "late"}}, ["objective", "wrong type", "'late'"]),
+    "objective type": ({"stages.0.objective.args": {"log_end": "late"}}, ["objective", "expected numbers", "'late'"]),
     "reward": (
         {"stages.0.objective": {"name": "grpo", "args": {"rewards": {"cider": 1.0}}}},
         ["objective.args.rewards", "'cider'", "did you mean 'cider_d'?", "brevity"],
+    ),
+    "model of a reward": (
+        {
+            "stages.0.objective.name": "grpo",
+            "stages.0.objective.args": {
+                "rewards": {"sentence_similarity": 1.0},
+                "reward_args": {"sentence_similarity": {"folder": "models/absent"}},
+            },
+        },
+        [
+            "objective.args.rewards",
+            "no model in 'models/absent'",
+            "reward sentence_similarity",
+            "nothing is downloaded",
+        ],
+    ),
+    "reward without its model": (
+        {"stages.0.objective": {"name": "grpo", "args": {"rewards": {"clip_score": 2.5}}}},
+        ["objective.args.rewards", "'codec' is missing", "reward clip_score"],
+    ),
+    "argument of a reward": (
+        {
+            "stages.0.objective.name": "grpo",
+            "stages.0.objective.args": {"rewards": {"brevity": 1.0}, "reward_args": {"brevity": {"max_words": "9"}}},
+        },
+        ["objective.args.rewards", "max_words is '9', not a whole number"],
     ),
     "model option": ({"model.d_modle": 32}, ["model", "'d_modle'", "did you mean 'd_model'?"]),
     "encoder option": (
@@ -107,7 +141,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "scaled part": (
         {"stages.0.optim.lr_scale": {"encodr": 0.1}},
-        ["stages.0.optim", "lr_scale", "'encodr'", "encoder."],
+        ["stages.0.optim", "lr_scale", "'encodr'", "did you mean 'encoder'?", "encoder.embed_images"],
     ),
     "search option": (
         {"evaluations": [EVALUATION | {"search": {"num_beams": 5}}]},
@@ -135,6 +169,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"encoder_weights": {"image_encoder": "resnet.pth"}},
         ["encoder_weights.image_encoder", "resnet.pth"],
     ),
+    "checkpoint": ({"resume": "rows/step-0000500"}, ["resume", "rows/step-0000500"]),
     "run folder is a file": ({"out": "rows.jsonl"}, ["out", "'rows.jsonl' is not a folder"]),
 }
 
@@ -179,6 +214,31 @@ def test_a_mistake_is_explained_and_nothing_is_written(
     assert [part for part in expected if part not in message] == [], message
     assert len(caught.value.lines()) <= 3
     assert sorted(path.name for path in folder.iterdir()) == ["rows.jsonl", "run.yaml"]
+
+
+SAMPLING = {"stages.0.objective": {"name": "grpo", "args": {"rewards": {"brevity": 1.0}}}}
+SHARED: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "rows": ({f"{GROUP}.rows": 3}, [f"{GROUP}.rows", "3 rows a step cannot be cut into 2 processes"]),
+    "sampling in shards": (SAMPLING | {"parallel": {"kind": "fsdp"}}, ["parallel.reshard", "samples", "reshard=false"]),
+    "Muon in shards": (
+        {"stages.0.optim": {"muon": ["encoder.layers"]}, "parallel": {"kind": "fsdp"}},
+        ["stages.0.optim.muon", "whole matrices", "ddp"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "expected"), SHARED.values(), ids=SHARED)
+def test_what_two_processes_cannot_do_is_said_before_they_begin(changes: dict[str, Any], expected: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        check_run(RunConfig.model_validate(settings(changes)), processes=2)
+    assert [part for part in expected if part not in str(caught.value)] == [], str(caught.value)
+    check_run(RunConfig.model_validate(settings(changes)), processes=1)
+
+
+def test_tensorboard_is_missed_before_the_run_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"tensorboard.*TensorBoard is not installed|not installed.*tensorboard"):
+        check_run(RunConfig.model_validate(settings({"tensorboard": True})))
 
 
 OVERRIDES = {

@@ -15,7 +15,7 @@ from unival.cli import app
 from unival.config import dump_config, load_config
 from unival.errors import UserError
 from unival.planning.cost import GPUS, cost, does_not_fit, find_gpu
-from unival.planning.plan import FLOAT, SizesFile, estimate, examples_per_row, media_per_row, with_sizes
+from unival.planning.plan import FLOAT, SizesFile, StagePlan, estimate, examples_per_row, media_per_row, with_sizes
 from unival.schema import GroupConfig, RunConfig
 from unival.training.optim import freeze
 from unival.training.sketch import sketch
@@ -27,6 +27,17 @@ SOURCE = {"world": "train", "limit": 24}
 def run(**changes: Any) -> RunConfig:
     """Return a small run; its vocabulary is that of the tests' model."""
     return RunConfig.model_validate(tiny.run_settings(Path("run"), **changes))
+
+
+@pytest.fixture(scope="module")
+def one_stage() -> RunConfig:
+    return run(stages=[run().stages[0].model_dump()])
+
+
+@pytest.fixture(scope="module")
+def planned(one_stage: RunConfig) -> StagePlan:
+    (found,) = estimate(one_stage)
+    return found
 
 
 def group(**fields: Any) -> GroupConfig:
@@ -89,11 +100,10 @@ def test_frozen_encoders_cost_no_backward_pass_and_keep_nothing() -> None:
     assert two.total == one.total
 
 
-def test_layers_that_are_computed_again_keep_less_and_cost_more() -> None:
-    stages = [run().stages[0].model_dump()]
-    (one,), (two,) = estimate(run(stages=stages)), estimate(run(stages=stages, checkpoint_activations=True))
-    assert two.groups[0].activations < one.groups[0].activations
-    assert one.flops < two.flops < 4 / 3 * one.flops
+def test_layers_that_are_computed_again_keep_less_and_cost_more(one_stage: RunConfig, planned: StagePlan) -> None:
+    (again,) = estimate(one_stage.model_copy(update={"checkpoint_activations": True}))
+    assert again.groups[0].activations < planned.groups[0].activations
+    assert planned.flops < again.flops < 4 / 3 * planned.flops
 
 
 def test_rows_are_shared_by_processes_and_passes() -> None:
@@ -122,8 +132,8 @@ def test_examples_and_media_of_a_row() -> None:
     assert media_per_row(pool) == 1
 
 
-def test_memory_by_hand() -> None:
-    (found,) = estimate(run(stages=[run().stages[0].model_dump()]))
+def test_memory_by_hand(planned: StagePlan) -> None:
+    found = planned
     alone, ddp, fsdp = (found.memory(kind, 4, has_average=True) for kind in ("none", "ddp", "fsdp"))
     assert alone["optimizer"] == 2 * FLOAT * found.trained
     assert alone["gradients"] == FLOAT * found.trained
@@ -138,10 +148,8 @@ def test_memory_by_hand() -> None:
     assert fsdp["gathered"] == 2 * FLOAT * (found.outside + (found.total - found.outside) / 2)
 
 
-def test_time_follows_from_arithmetic_traffic_and_the_data_sheet() -> None:
-    config = run(stages=[run().stages[0].model_dump()])
-    (found,) = estimate(config)
-    gpu = GPUS["h100"]
+def test_time_follows_from_arithmetic_traffic_and_the_data_sheet(one_stage: RunConfig, planned: StagePlan) -> None:
+    config, found, gpu = one_stage, planned, GPUS["h100"]
     one = cost(config, found, gpu, "none", 1, 0.5)
     update = 7 * FLOAT * found.trained / 3350e9
     assert one.compute_seconds == pytest.approx(found.flops / (67e12 * 0.5) + update)  # the tests' runs are fp32
@@ -154,10 +162,11 @@ def test_time_follows_from_arithmetic_traffic_and_the_data_sheet() -> None:
         find_gpu("h1000")
 
 
-def test_a_run_that_does_not_fit_is_told_what_helps() -> None:
-    config = run(stages=[run().stages[0].model_dump()])
-    (found,) = estimate(config)
-    memory = found.memory("none", 1, has_average=False)
+def test_a_run_that_does_not_fit_is_told_what_helps(
+    one_stage: RunConfig, planned: StagePlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unival.planning.cost.estimate", lambda config, world: [planned])
+    config, memory = one_stage, planned.memory("none", 1, has_average=False)
     needed = int(sum(memory.values()))
     assert does_not_fit(config, 1, "none", needed + 1) is None
     assert "raise `accumulation` to 2" in str(does_not_fit(config, 1, "none", int(needed - memory["activations"] / 2)))
@@ -183,15 +192,17 @@ def test_weights_that_are_not_here_have_sizes(tmp_path: Path) -> None:
         CliRunner().invoke(app, ["plan", str(tmp_path / "run.yaml")], catch_exceptions=False)
 
 
-def test_the_command_prints_one_json_document_or_tables(tmp_path: Path) -> None:
-    dump_config(run(), tmp_path / "run.yaml")
+def test_the_command_prints_one_json_document_or_tables(
+    one_stage: RunConfig, planned: StagePlan, tmp_path: Path
+) -> None:
+    dump_config(one_stage, tmp_path / "run.yaml")
     found = CliRunner().invoke(app, ["plan", str(tmp_path / "run.yaml"), "--gpu", "l4", "--json"])
     document = json.loads(found.stdout)
-    assert [stage["name"] for stage in document["stages"]] == ["image", "image-video"]
-    assert document["stages"][0]["total"] == estimate(run())[0].total
-    assert document["stages"][1]["costs"][0]["kind"] == "none"
+    assert [stage["name"] for stage in document["stages"]] == ["image"]
+    assert document["stages"][0]["total"] == planned.total
+    assert document["stages"][0]["costs"][0]["kind"] == "none"
     assert document["stages"][0]["costs"][0]["hours"] > 0
     text = CliRunner().invoke(app, ["plan", str(tmp_path / "run.yaml"), "--world", "2"]).stdout
-    assert "stage image-video" in text
+    assert "stage image" in text
     assert "fsdp" in text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.yaml"]

@@ -4,6 +4,8 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from transformers import PreTrainedConfig
+
 from unival.checkpoint import load_bart, load_encoder, load_model, quiet_transformers, resolve_model_dir
 from unival.data.mixture import Stream
 from unival.errors import UserError, did_you_mean
@@ -100,7 +102,8 @@ def check_options(options: Mapping[str, Any], known: Iterable[str]) -> None:
     Raises:
         UserError: If one is unknown.
     """
-    refuse_unknown("model", options, known)
+    ours = set(known) - PreTrainedConfig().to_dict().keys()  # those of every model of transformers are not suggested
+    refuse_unknown("model", [name for name in options if name not in set(known)], ours)
     for name, encoder in (("video_encoder", ResNeXt3D), ("audio_encoder", PannCNN)):
         refuse_unknown(name, options.get(name) or {}, inspect.signature(encoder).parameters)
 

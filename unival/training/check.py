@@ -3,6 +3,7 @@
 Each message names the key, the value, what is valid and what is close to it.
 """
 
+import importlib.util
 import inspect
 import os
 from collections.abc import Iterable, Mapping
@@ -11,12 +12,14 @@ from typing import Any
 
 from unival.checkpoint import BUILT_IN_ENCODERS
 from unival.config_problem import at
+from unival.data.mixture import RowSlice
 from unival.data.source import open_source
 from unival.errors import UserError, did_you_mean
 from unival.evaluation.submission import KINDS
 from unival.generate import SearchOptions
+from unival.log import no_tensorboard
 from unival.objectives.base import objective_class
-from unival.rewards import REWARDS
+from unival.rewards import check_rewards
 from unival.schema import EvaluationConfig, GroupConfig, OptimConfig, RunConfig, SourceConfig, StageConfig, TaskEntry
 from unival.tasks.base import Task, get_task
 from unival.training.building import refuse_unknown
@@ -26,22 +29,34 @@ from unival.training.sketch import Sketch, media_defaults, sketch
 MEDIA_SIZES = {"image_px": "image", "video_px": "video", "num_frames": "video"}
 
 
-def check_run(config: RunConfig) -> None:
+def check_run(config: RunConfig, processes: int = 1) -> None:
     """Refuse a run that cannot work, whatever its data hold.
 
     Files of rows are looked for, not read.
+
+    Args:
+        config: Of the run.
+        processes: How many share the work.
 
     Raises:
         UserError: For the first problem, with its key.
     """
     check_out(config.out)
     check_start(config)
+    if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        with at("tensorboard"):
+            raise no_tensorboard()
     stages = sketch(config)
     for number, (stage, model) in enumerate(zip(config.stages, stages, strict=True)):
         key = f"stages.{number}"
         for index, group in enumerate(stage.groups):
             check_group(group, model, f"{key}.groups.{index}")
+            with at(f"{key}.groups.{index}.rows"):
+                RowSlice(0, processes, config.accumulation).rows_per_pass(group.rows)
         check_objective(stage, f"{key}.objective")
+        check_sampling(config, stage, processes, f"{key}.objective")
+        if config.parallel.kind == "fsdp" and stage.optim.muon and processes > 1:
+            raise UserError("Muon needs whole matrices", f"{key}.optim.muon", "use parallel.kind=ddp, or optim.muon=[]")
         check_patterns(stage, model, key)
         if stage.validation is not None:
             check_evaluations(stage.validation.evaluations, model, f"{key}.validation.evaluations")
@@ -72,6 +87,8 @@ def check_start(config: RunConfig) -> None:
                 f"{config.tokenizer.bpe!r} is not used: `init` brings its tokenizer", fix="give one of them"
             )
         check_exists(config.tokenizer.bpe)
+    with at("resume"):
+        check_exists(None if config.resume == "auto" else config.resume)
     joining = {name for stage in config.stages for name in stage.add}
     if config.init is None:
         joining |= {name for name, options in config.model.items() if options is not None}
@@ -131,18 +148,33 @@ def check_objective(stage: StageConfig, key: str) -> None:
         if "rows" not in inspect.signature(cls).parameters:
             try:
                 cls(processor=None, **{name: value for name, value in args.items() if name != "answers"})
-            except TypeError as error:  # what comparing and counting raise
-                raise UserError(f"an argument has the wrong type: {error}", f"args, got {args}") from None
+            except TypeError:  # what comparing and counting raise
+                wrong = {name: value for name, value in args.items() if isinstance(value, str | dict)}
+                raise UserError(f"args: expected numbers, got {wrong}", fix="write numbers without quotes") from None
     answers = args.get("answers")
     for task, path in (answers if isinstance(answers, Mapping) else {}).items():
         if isinstance(path, str):
             with at(f"{key}.args.answers.{task}"):
                 check_exists(BUILT_IN_ENCODERS.get(path, path))
     rewards = args.get("rewards")
-    for reward in rewards if isinstance(rewards, Mapping) else ():
+    if isinstance(rewards, Mapping):
         with at(f"{key}.args.rewards"):
-            if reward.split(":")[0] not in REWARDS:
-                raise UserError(f"unknown reward {reward!r}", fix=did_you_mean(reward, REWARDS))
+            check_rewards(rewards, args.get("reward_args"), given={"num_bins": 1})
+
+
+def check_sampling(config: RunConfig, stage: StageConfig, processes: int, key: str) -> None:
+    """Refuse ways of sharing the work that an objective which samples cannot have."""
+    cls = objective_class(stage.objective.name, stage.objective.args)
+    if not hasattr(cls, "draw"):
+        return
+    normalise = stage.objective.args.get("normalise", getattr(cls, "normalise", None))
+    if config.accumulation > 1 and normalise == "token":
+        given = f"with `accumulation: {config.accumulation}`"
+        what = f"{given} the first pass would have to be divided by tokens that later passes have yet to sample"
+        raise UserError(what, f"{key}.args.normalise", "`normalise: sequence`, or `accumulation: 1`")
+    if config.parallel.kind == "fsdp" and config.parallel.reshard and processes > 1:
+        what = "FSDP2 cannot give up layers while an objective samples"
+        raise UserError(what, "parallel.reshard", "`parallel.reshard=false`")
 
 
 def check_patterns(stage: StageConfig, model: Sketch, key: str) -> None:

@@ -29,10 +29,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     for key, patterns in (("lr_scale", config.lr_scale), ("muon", config.muon)):
         for pattern in patterns:
             if not any(matches(name, [pattern]) for name in trained):
-                tops = {".".join(name.split(".")[:2]) for name, _ in model.named_parameters()}
-                raise UserError(
-                    f"{key}: no trainable parameter starts with {pattern!r}", fix=did_you_mean(pattern, tops)
-                )
+                what = f"{key}: no trainable parameter starts with {pattern!r}"
+                raise UserError(what, fix=did_you_mean(pattern, tops(trained)))
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for pattern in [*config.lr_scale, ""]:
         groups |= {(pattern, False): [], (pattern, True): []}
@@ -127,13 +125,18 @@ def freeze(model: nn.Module, stage: StageConfig) -> None:
     for option, patterns in (("freeze", stage.freeze), ("train_only", stage.train_only)):
         for pattern in patterns:
             if not any(matches(name, [pattern]) for name in names):
-                tops = {".".join(name.split(".")[:2]) for name in names}
-                raise UserError(f"{option}: no parameter starts with {pattern!r}", fix=did_you_mean(pattern, tops))
+                what = f"{option}: no parameter starts with {pattern!r}"
+                raise UserError(what, fix=did_you_mean(pattern, tops(names)))
     for name, parameter in model.named_parameters():
         is_chosen = not stage.train_only or matches(name, stage.train_only)
         parameter.requires_grad_(is_chosen and not matches(name, [*stage.freeze, *NEVER_TRAINED]))
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError("nothing is left to train", fix="take something out of `freeze`, or add it to `train_only`")
+
+
+def tops(names: Iterable[str]) -> set[str]:
+    """Return the beginnings of parameter names that patterns mostly are: `encoder`, `encoder.embed_images`."""
+    return {".".join(name.split(".")[:length]) for name in names for length in (1, 2)}
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:

@@ -1,0 +1,239 @@
+"""The paper's ablations on the embedded world: task balancing, curriculum, what audio gains from pictures and clips.
+
+    make runs/aligned/model.safetensors              # once: encoders and words that every run begins with
+    python benchmarks/ablations.py                   # 18 runs of one to four minutes on one quiet core
+    python benchmarks/ablations.py --seeds 1 --start FOLDER --out FOLDER
+
+Runs are files in `configs/experiments`; this script trains each with every seed, which `unival train` does too. Seeds
+come one after the other, complete runs are kept, and the same command continues after a stop. When a run is done
+`table.md`, `results.json` and `ablations.png` in `--out` are written anew from the runs that are there.
+
+The difference between two arms is taken per seed (both see the same data order), with the 95 % interval of Student's t.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unival.config import load_config
+from unival.data.mixture import with_steps
+from unival.errors import UserError, run_cli
+from unival.planning.plan import estimate
+from unival.schema import RunConfig
+from unival.train import train
+from unival.training.stop import Interrupted
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "experiments"
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # 97.5 %, n - 1
+IMAGE = {"caption, names right": "caption/names", "VQA": "vqa/accuracy", "grounding": "grounding/accuracy@0.5"}
+VIDEO = {"video caption, names right": "video-caption/names", "video VQA": "video-vqa/accuracy"}
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One way of training.
+
+    Attributes:
+        name: Of its run folders, `NAME-SEED`.
+        file: In `configs/experiments`.
+        after: Arm whose run of the same seed it goes on from, as `option` says.
+        option: `init` takes over the weights, `resume` continues the run itself: its first stage is the same.
+    """
+
+    name: str
+    file: str
+    after: str | None = None
+    option: str = "init"
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Two arms, the second of which the paper prefers; `metrics` are `EVALUATION/METRIC` by their name in the table."""
+
+    title: str
+    arms: tuple[str, str]
+    metrics: Mapping[str, str]
+    paper: str
+
+
+ARMS = (
+    Arm("balanced", "balanced.yaml"),
+    Arm("proportional", "proportional.yaml"),
+    Arm("curriculum", "curriculum.yaml", "balanced", "resume"),
+    Arm("audio_words", "audio.yaml"),
+    Arm("audio_image_video", "audio.yaml", "curriculum"),
+    Arm("one_stage", "one_stage.yaml"),  # the longest
+)
+QUESTIONS = (
+    Question(
+        "Task balancing",
+        ("proportional", "balanced"),
+        IMAGE,
+        "COCO CIDEr / VQAv2 / RefCOCO+: 129.9 / 75.21 / 78.85 size-proportional, 131.3 / 75.34 / 79.47 balanced",
+    ),
+    Question(
+        "Curriculum",
+        ("one_stage", "curriculum"),
+        IMAGE | VIDEO,
+        "COCO / VQAv2 / RefCOCO+ / MSRVTT / MSRVTT-QA: 127.9 / 73.21 / 70.89 / 55.9 / 42.38 one-stage, "
+        "128 / 73.24 / 70.19 / 56.3 / 42.27 curriculum, 18 % faster",
+    ),
+    Question(
+        "Audio after pictures and clips",
+        ("audio_words", "audio_image_video"),
+        {"audio caption, CIDEr-D": "audio-caption/cider_d", "audio caption, exact": "audio-caption/exact"},
+        "AudioCaps CIDEr: 53.2 from text alone, 58.8 from image+video-text",
+    ),
+)
+
+
+def run_of(arm: Arm, seed: int, out: Path, start: str) -> RunConfig:
+    """Return the configuration of one run."""
+    changes = [f"seed={seed}", f"out={out / f'{arm.name}-{seed}'}"]
+    if arm.option == "init" and arm.after is not None:
+        changes.append(f"init={out / f'{arm.after}-{seed}' / 'model'}")
+    else:
+        changes.append(f"init={start}")
+    config = load_config(CONFIGS / arm.file, changes, RunConfig)
+    if arm.option == "resume":
+        checkpoint = out / f"{arm.after}-{seed}" / f"step-{config.stages[0].steps:07d}"
+        config = config.model_copy(update={"resume": str(checkpoint)})
+    return config
+
+
+def value_of(run_dir: Path, metric: str) -> float:
+    """Return a mean in the `evaluation.json` of a run."""
+    evaluation, _, name = metric.rpartition("/")
+    return json.loads((run_dir / "evaluation.json").read_text(encoding="utf-8"))[evaluation]["metrics"][name]["mean"]
+
+
+def collect(out: Path, seeds: int) -> list[dict[str, Any]]:
+    """Return for every question its arms' values per metric, of the seeds that both arms have finished."""
+    found = []
+    for question in QUESTIONS:
+        done = [
+            seed
+            for seed in range(1, seeds + 1)
+            if all((out / f"{arm}-{seed}" / "evaluation.json").is_file() for arm in question.arms)
+        ]
+        values = {
+            name: {arm: [value_of(out / f"{arm}-{seed}", metric) for seed in done] for arm in question.arms}
+            for name, metric in question.metrics.items()
+        }
+        found.append({"title": question.title, "paper": question.paper, "seeds": done, "values": values})
+    return found
+
+
+def difference(first: Sequence[float], second: Sequence[float]) -> tuple[float, float | None]:
+    """Return the mean of `second - first` and half its 95 % interval; None with a single pair."""
+    gaps = np.subtract(second, first)
+    if len(gaps) not in STUDENT:
+        return float(gaps.mean()), None
+    return float(gaps.mean()), float(STUDENT[len(gaps)] * gaps.std(ddof=1) / len(gaps) ** 0.5)
+
+
+def verdict(mean: float, half: float | None) -> str:
+    """Say what a difference shows."""
+    if half is None:
+        return "one seed"
+    if abs(mean) <= half:
+        return "not shown"
+    return "better" if mean > 0 else "worse"
+
+
+def lines(results: Sequence[Mapping[str, Any]], arithmetic: Mapping[str, float]) -> Iterator[str]:
+    """Yield the lines of `table.md`."""
+    for result in results:
+        if not result["seeds"]:
+            continue
+        first, second = next(iter(result["values"].values()))
+        yield f"**{result['title']}** ({len(result['seeds'])} seeds). Paper: {result['paper']}."
+        yield ""
+        yield f"| | {first} | {second} | difference | {second} is |"
+        yield "|---|---|---|---|---|"
+        for name, values in result["values"].items():
+            mean, half = difference(values[first], values[second])
+            shown = [f"{np.mean(values[arm]):.3f} ({', '.join(f'{v:.3f}' for v in values[arm])})" for arm in values]
+            gap = f"{mean:+.3f}" + ("" if half is None else f" ± {half:.3f}")
+            yield f"| {name} | {shown[0]} | {shown[1]} | {gap} | {verdict(mean, half)} |"
+        if first in arithmetic and second in arithmetic:  # after a restart they are counted one after the other
+            tflop = [arithmetic[arm] / 1e12 for arm in (first, second)]
+            yield f"| TFLOP of a run | {tflop[0]:,.1f} | {tflop[1]:,.1f} | {tflop[1] / tflop[0] - 1:+.0%} | |"
+        yield ""
+
+
+def draw(results: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw the difference of every metric, a dot per seed and the mean as a line."""
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    shown = [result for result in results if result["seeds"]]
+    heights = [len(result["values"]) for result in shown]
+    with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(7, 0.9 * len(shown) + 0.32 * sum(heights)), layout="constrained")
+        FigureCanvasAgg(figure)
+        panels = figure.subplots(len(shown), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
+        for panel, result in zip(panels, shown, strict=True):
+            names = list(result["values"])
+            first, second = result["values"][names[0]]
+            for row, name in enumerate(names):
+                gaps = np.subtract(result["values"][name][second], result["values"][name][first])
+                panel.plot(gaps, [row] * len(gaps), "o", color="#2a6f97", markersize=5, alpha=0.7)
+                panel.plot([gaps.mean()] * 2, [row - 0.3, row + 0.3], color="#12304a", linewidth=2)
+            panel.axvline(0, color="#999999", linewidth=1)
+            panel.set_yticks(range(len(names)), names)
+            panel.set_ylim(len(names) - 0.5, -0.5)
+            panel.set_title(f"{result['title']}: {second} minus {first}", loc="left", fontsize=9, fontweight="bold")
+        figure.savefig(path, dpi=150)
+
+
+def report(out: Path, seeds: int, arithmetic: Mapping[str, float]) -> str:
+    """Write the results of the runs that are there; return the table."""
+    results = collect(out, seeds)
+    table = "\n".join(lines(results, arithmetic))
+    (out / "table.md").write_text(table, encoding="utf-8")
+    (out / "results.json").write_text(json.dumps({"arithmetic": arithmetic, "questions": results}), encoding="utf-8")
+    if any(result["seeds"] for result in results):
+        draw(results, out / "ablations.png")
+    return table
+
+
+def flops_of(config: RunConfig) -> float:
+    """Return the arithmetic of a whole run, counted by the planner."""
+    return sum(stage.flops * (stage.steps or 0) for stage in estimate(with_steps(config)))
+
+
+def main(args: Sequence[str]) -> None:
+    """Train what is missing, report after every run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/experiments"))
+    parser.add_argument("--start", default="runs/aligned", help="the model that all runs begin with")
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args(args)
+    if not Path(options.start).is_dir():
+        fix = "`make runs/aligned/model.safetensors` (about an hour), or name a model with --start"
+        raise UserError(f"no such model: {options.start}", where="--start", fix=fix)
+    arithmetic = dict[str, float]()
+    for seed in range(1, options.seeds + 1):
+        for arm in ARMS:
+            config = run_of(arm, seed, options.out, options.start)
+            try:
+                train(config)
+            except Interrupted as stop:
+                print(stop, file=sys.stderr)
+                sys.exit(stop.code)
+            if arm.name not in arithmetic:
+                arithmetic[arm.name] = flops_of(config)
+            table = report(options.out, options.seeds, arithmetic)
+    print(table)
+
+
+if __name__ == "__main__":
+    run_cli(lambda args: main(args))
