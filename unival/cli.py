@@ -40,9 +40,11 @@ def train(
     from unival.schema import RunConfig
 
     resolved = load_config(config, overrides or [], RunConfig)
+    from unival.memory import keep_freed_memory
     from unival.train import train as run
     from unival.training.stop import Interrupted
 
+    keep_freed_memory()
     try:
         folder = run(resolved, fresh)
     except (Interrupted, KeyboardInterrupt) as stop:
@@ -116,9 +118,11 @@ def evaluate(
     suite = load_config(config, overrides or [], EvaluationSuite)
     from unival.checkpoint import load_model
     from unival.evaluate import evaluate_all, find_evaluation, precise
+    from unival.memory import keep_freed_memory
     from unival.schema import ParallelConfig
     from unival.training.distributed import join
 
+    keep_freed_memory()
     chosen = find_evaluation(suite.evaluations, only or [])
     network, processor = load_model(model)
     with join(ParallelConfig(), device) as world, precise(network, world.device, precision):
@@ -154,8 +158,10 @@ def predict(
         raise UserError(f"unknown task {task!r}", fix=did_you_mean(task, PREDICT_TASKS))
     paths = expand(files)
     from unival.data.answers import read_answers
+    from unival.memory import keep_freed_memory
     from unival.predict import draw_box, pipeline
 
+    keep_freed_memory()
     allowed = None if candidates is None else read_answers(candidates)
     run = pipeline(task, model=model, num_beams=beams, candidates=allowed)
     results = run(paths, text=text)

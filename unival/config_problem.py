@@ -109,7 +109,12 @@ def _describe(
         return f"'{name}' is required", "write it in the file, or give the override key=value"
     expected = list(dict.fromkeys(_expectation(one) for one in known))
     if details["type"] in {"value_error", "assertion_error"}:
-        return f"{name}: {expected[0]}, got {_shown(_value_at(path, data))}", None
+        value = _value_at(path, data)
+        # A section that contradicts itself says how; shown as a whole it would only bury that.
+        return f"{name}: {expected[0]}" + ("" if isinstance(value, dict) else f", got {_shown(value)}"), None
+    if details["loc"][-1] == "[key]":
+        choices = re.findall(r"'([^']*)'", expected[0])
+        return f"unknown key '{name}'", did_you_mean(path[-1], choices)
     what = f"{name}: expected {' or '.join(expected)}, got {_shown(_value_at(path, data))}"
     return what, _choice_hint(known, _value_at(path, data))
 
@@ -125,7 +130,8 @@ def _expectation(details: ErrorDetails) -> str:
     prefix = next((prefix for prefix in _EXPECTED if kind.startswith(prefix)), None)
     if prefix:
         return _EXPECTED[prefix]
-    return re.sub(r"^(Input|Value|String|List|Tuple|Dictionary) should (be |have )?", "", details["msg"])
+    what = re.sub(r"^(Input|Value|String|List|Tuple|Dictionary) should (be |have )?", "", details["msg"])
+    return re.sub(r" after validation, not \d+$", "", what)
 
 
 def _choice_hint(group: list[ErrorDetails], value: Any) -> str | None:

@@ -101,9 +101,13 @@ def open_board(folder: Path, from_step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        fix = "pip install 'unival[logging]', or leave `tensorboard` out"
-        raise UserError("tensorboard: TensorBoard is not installed", fix=fix) from None
+        raise no_tensorboard() from None
     return SummaryWriter(str(folder), purge_step=from_step)
+
+
+def no_tensorboard() -> UserError:
+    """Return the error of a run that asks for TensorBoard where it is not installed."""
+    return UserError("TensorBoard is not installed", fix="pip install 'unival[logging]', or leave `tensorboard` out")
 
 
 class Means:

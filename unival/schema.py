@@ -3,7 +3,7 @@
 from pathlib import PurePath
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 EncoderName = Literal["image_encoder", "video_encoder", "audio_encoder"]
 
@@ -77,8 +77,10 @@ class SourceConfig(Section):
     @model_validator(mode="after")
     def _one_kind(self) -> "SourceConfig":
         kinds = ("world", "manifest", "tsv", "webdataset", "huggingface")
-        if sum(getattr(self, kind) is not None for kind in kinds) != 1:
-            raise ValueError("give exactly one of `world`, `manifest`, `tsv`, `webdataset` and `huggingface`")
+        given = [f"{kind}: {value}" for kind in kinds if (value := getattr(self, kind)) is not None]
+        if len(given) != 1:
+            what = "give exactly one of `world`, `manifest`, `tsv`, `webdataset` and `huggingface`"
+            raise ValueError(f"{what}; it has {' and '.join(given) or 'none'}")
         if self.tsv is not None and self.columns is None:
             raise ValueError("`tsv` needs `columns`, such as `caption` for a caption file of the original")
         return self
@@ -205,8 +207,18 @@ class StageConfig(Section):
     @model_validator(mode="after")
     def _one_length(self) -> "StageConfig":
         if (self.steps > 0) == (self.epochs is not None):
-            raise ValueError("give exactly one of `steps` and `epochs`")
+            given = "neither" if self.epochs is None else f"steps: {self.steps} and epochs: {self.epochs:g}"
+            raise ValueError(f"give exactly one of `steps` and `epochs`; stage {self.name!r} has {given}")
         return self
+
+
+class RerankConfig(Section):
+    """Which of the search's hypotheses is the prediction: the one with the highest reward."""
+
+    reward: str
+    """A reward (`docs/objectives.md`), such as `clip_score` for pictures as codes."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    """Its arguments."""
 
 
 class EvaluationConfig(Section):
@@ -220,10 +232,19 @@ class EvaluationConfig(Section):
     num_beams: int = Field(default=1, gt=0)
     search: dict[str, Any] = Field(default_factory=dict)
     """Further options of the search: fields of `unival.generate.SearchOptions`, such as `{no_repeat_ngram_size: 3}`."""
+    rerank: RerankConfig | None = None
+    """Choose among all beams, or samples, by a reward instead of the search's own score."""
     processor: dict[str, Any] = Field(default_factory=dict)
     """Fields of `UnivalProcessor` that replace the model's, such as `{image_px: 512}` or `{num_frames: 16}`."""
     submission: str | None = None
     """Also write `submission-<name>` in the format of a benchmark: one of `unival.evaluation.submission.KINDS`."""
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_part_of_a_file_name(cls, name: str) -> str:
+        if not name or any(character in "/\\" or not character.isprintable() for character in name):
+            raise ValueError("a name becomes part of file names: no slash, no control character, not empty")
+        return name
 
 
 class ValidationConfig(Section):

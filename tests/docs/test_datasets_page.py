@@ -29,3 +29,16 @@ def test_the_benchmark_s_configurations_name_their_script() -> None:
         scripts = re.findall(r"python -m preprocessing\.(\w+)", path.read_text(encoding="utf-8"))
         assert scripts, path
         assert all((ROOT / "preprocessing" / f"{script}.py").is_file() for script in scripts), path
+
+
+def test_configurations_look_for_manifests_where_scripts_write_them() -> None:
+    written = set()
+    for text in re.findall(r"`([\w]+/[\w{},]+)`", PAGE):
+        folder, names = text.split("/")
+        written |= {f"{folder}/{name}" for name in names.strip("{}").split(",")}
+    own = {"audio_qa/test"}  # of no public data set
+    built = {"esc10", "esc10_qa", "fsdd", "fsdd_qa", "nlvr", "nlvr_grounding", "tux_paint"}  # `configs/benchmark`
+    assert len(written) > 50
+    for path in sorted((ROOT / "configs").rglob("*.yaml")):
+        for name in re.findall(r"\$data/([\w/]+)\.jsonl", path.read_text(encoding="utf-8")):
+            assert name in written | own or name.split("/")[0] in built, f"{path}: no script writes {name}.jsonl"

@@ -10,8 +10,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # A name stands for a module or a whole sub-package; the longest one that fits decides.
 LEVELS: dict[str, list[set[str]]] = {
     "unival": [
-        {"errors", "atomic", "yaml12", "config_problem", "config", "schema", "batch", "log", "evaluation.submission"}
-        | {"training.distributed", "training.random_state", "training.stop"},
+        {"errors", "atomic", "yaml12", "config_problem", "config", "schema", "batch", "log", "memory"}
+        | {"evaluation.submission", "training.distributed", "training.random_state", "training.stop"},
         {"pickles", "training", "evaluation", "planning", "tiny"},  # the last four: their empty packages
         {"data", "model", "metrics", "generate", "weights", "codec", "training.muon"},
         {
@@ -53,17 +53,17 @@ LEVELS: dict[str, list[set[str]]] = {
         {"__main__"},
     ],
     "soups": [
-        {"errors", "state", "points", "pareto", "evaluator", "results", "labels"}
+        {"digests", "errors", "state", "points", "pareto", "evaluator", "results", "labels"}
         | {"metric_names", "modules", "theory", "sources", "batch_norm"}
-        | {"engine", "engine.arrays", "engine.jobs", "engine.output", "recipes", "recipes.chosen"}
-        | {"recipes.coefficients", "search"},
+        | {"engine", "engine.arrays", "engine.jobs", "engine.output", "engine.processes", "recipes"}
+        | {"recipes.chosen", "recipes.coefficients", "search"},
         {"methods"},
         {"recipes.policies", "recipes.compute"},
         {"adapters", "compare", "figures", "front", "interactive", "merge", "plot", "plot_panels", "engine.stream"},
         {"evaluators", "engine.live", "recipes.mergekit", "recipes.file", "scoring", "shares", "sweep"},
         {"diff", "statistics", "search.greedy", "search.learn", "path", "search.pick", "search.sampling"},
         {"study"},
-        {"commands"},
+        {"commands", "trainers"},
         {"cli"},
         {"__main__"},
     ],

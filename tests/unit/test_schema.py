@@ -15,11 +15,14 @@ from unival.tasks.base import get_task
 from unival.yaml12 import parse_yaml, write_yaml
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-# Studies and merges have schemas and tests of their own; a name with _ in front is only extended.
+# Studies, merges and the trainers of soups have schemas and tests of their own; _names are only extended.
+OF_SOUPS = ("soups/train/locomotion.yaml", "soups/train/summary.yaml")
 FILES = sorted(
     path
     for path in CONFIGS.rglob("*.yaml")
-    if path.parent.name not in {"soups", "merge"} and not path.name.startswith("_")
+    if path.parent.name not in {"soups", "merge"}
+    and path.relative_to(CONFIGS).as_posix() not in OF_SOUPS
+    and not path.name.startswith("_")
 )
 TASK = {"task": "caption", "source": {"world": "train"}}
 STAGE = {"name": "a", "steps": 1, "groups": [{"rows": 1, "tasks": [TASK]}]}

@@ -81,7 +81,7 @@ def test_every_task_serves_unlabelled_records(name: str) -> None:
 
 @pytest.mark.parametrize("name", task_names())
 def test_every_task_refuses_unknown_arguments_and_names_its_own(name: str) -> None:
-    with pytest.raises(UserError, match=f"task_args.modallity.*task {name}.*modality"):
+    with pytest.raises(UserError, match=f"task {name} has no argument 'modallity'.*did you mean 'modality'"):
         get_task(name, {"modallity": "image"})
     with pytest.raises(UserError, match=r"task_args\.modality.*'smell'"):
         get_task(name, {"modality": "smell"})

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 from tests import tiny
 from unival.batch import Example
 from unival.errors import UserError
+from unival.metrics import java_scores
 from unival.metrics.cider import DocumentFrequencies
+from unival.metrics.score import Score, mean_score
 from unival.tasks.base import get_task
 
 ROW: dict[str, Any] = {"uid": "1", "image": "a.png", "video": "a.mp4", "audio": "a.wav", "width": 640, "height": 320}
@@ -232,6 +235,8 @@ def test_captions_are_scored_without_punctuation_and_by_given_frequencies(tmp_pa
     assert corpus["rouge_l"] == pytest.approx(1.0)
     assert set(corpus) == {"cider", "bleu1", "bleu2", "bleu3", "bleu4", "rouge_l"}
     assert task.corpus(["a dog", "dogs"], records)["rouge_l"] > 0.5  # case does not count here
+    with pytest.raises(UserError, match=r"pip install .unival\[coco-java\]"):  # before any prediction
+        get_task("caption", {"java_metrics": ["meteor"]})
     path = tmp_path / "frequencies.json"
     DocumentFrequencies.from_references([["A cat asleep"], ["Dogs"], ["A bird"], ["A frog"]]).save(path)
     other = get_task("caption", {"document_frequencies": str(path)}).score(["A dog asleep", "Dogs"], records)
@@ -255,3 +260,19 @@ def test_grounding_by_size_has_both_denominators() -> None:
     assert [corpus[f"accuracy@0.5/{size}_count"] for size in ("small", "medium", "large")] == [1, 2, 1]
     total = sum(np.mean(scores[f"accuracy@0.5/{size}"]) for size in ("small", "medium", "large"))
     assert total == pytest.approx(np.mean(scores["accuracy@0.5"]))
+
+
+def test_meteor_and_spice_join_the_corpus_where_java_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def fake(value: float) -> Callable[..., Score]:
+        return lambda predictions, given: seen.append((predictions, given)) or mean_score([value])
+
+    monkeypatch.setattr(java_scores, "check_installed", lambda name: seen.append(name))
+    monkeypatch.setattr(java_scores, "meteor", fake(0.25))
+    monkeypatch.setattr(java_scores, "spice", fake(0.5))
+    task = get_task("caption", {"java_metrics": ["meteor", "spice"]})
+    assert seen == ["meteor", "spice"]
+    corpus = task.corpus(["a cat"], [ROW | {"captions": ["A cat, asleep."]}])
+    assert (corpus["meteor"], corpus["spice"]) == (0.25, 0.5)
+    assert seen[2:] == [(["a cat"], [["A cat, asleep."]])] * 2

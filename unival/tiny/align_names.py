@@ -134,7 +134,7 @@ def only_lookup_heads(gradient: Tensor, num_heads: int) -> Tensor:
     return gradient
 
 
-def parameters_to_fit(encoder: UnivalEncoder, readings: Readings, lookup_only: bool) -> list[nn.Parameter]:
+def parameters_to_fit(encoder: UnivalEncoder, readings: Readings, lookup_only: bool) -> list[Tensor]:
     """Return what `fit` changes: the two heads alone, or they, embeddings and projections."""
     attention = cast(EncoderLayer, encoder.layers[0]).self_attn
     heads = [attention.q_proj.weight, attention.k_proj.weight]
