@@ -2,6 +2,8 @@
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -42,14 +44,10 @@ def train(
     resolved = load_config(config, overrides or [], RunConfig)
     from unival.memory import keep_freed_memory
     from unival.train import train as run
-    from unival.training.stop import Interrupted
 
     keep_freed_memory()
-    try:
+    with interruptible():
         folder = run(resolved, fresh)
-    except (Interrupted, KeyboardInterrupt) as stop:
-        print(f"{stop or 'interrupted'}", file=sys.stderr)
-        raise typer.Exit(getattr(stop, "code", 130)) from None
     report = folder.parent / "evaluation.json"
     results = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
     if as_json:
@@ -247,7 +245,8 @@ def demo(
     """Run the whole path in minutes and write OUT/index.html; interrupted, the same command continues."""
     from unival.demo import run_demo
 
-    summary = run_demo(out, configs, fresh)
+    with interruptible():
+        summary = run_demo(out, configs, fresh)
     print(json.dumps(summary) if as_json else f"report: {summary['report']}")
 
 
@@ -255,6 +254,18 @@ def demo(
 def tasks(as_json: JsonOption = False) -> None:
     """List tasks that `predict` knows."""
     print(json.dumps(list(PREDICT_TASKS)) if as_json else "\n".join(PREDICT_TASKS))
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Say in one line that what runs was stopped and goes on later; the exit code is 128 + the signal's number."""
+    from unival.training.stop import Interrupted
+
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt) as stop:
+        print(str(stop) or "interrupted; the same command continues", file=sys.stderr)
+        raise typer.Exit(getattr(stop, "code", 130)) from None
 
 
 def expand(patterns: list[str]) -> list[str]:

@@ -13,6 +13,7 @@ from soups.errors import UserError
 from soups.evaluator import check_args, checked_scores, import_function, load_evaluator
 from soups.methods import get_method
 from soups.points import Point
+from soups.recipes.policies import Policies
 from soups.results import Result
 from soups.scoring import Scorer
 from soups.search.greedy import greedy_soup
@@ -101,7 +102,11 @@ class Judge:
         base = self.models.checkpoint(self.plan.start) if mixture.has_base else None
         method = get_method(mixture.method, mixture.params)
         spec = self.evaluation.evaluator
-        return Sweep(checkpoints, method, spec, self.args, base, self.plan.study.integers)
+        # A start in bfloat16, as models are released, and specialists in float32, as they are trained.
+        everything = [*checkpoints, *([base] if base else [])]
+        dtypes = {info.dtype for checkpoint in everything for info in checkpoint.infos.values() if info.is_float}
+        policies = Policies(dtype="F32" if len(dtypes) > 1 else None)
+        return Sweep(checkpoints, method, spec, self.args, base, self.plan.study.integers, policies=policies)
 
     def folder(self, mixture: Mixture) -> Path:
         """Return where the scores of a mixture are."""

@@ -13,6 +13,7 @@ import torch
 from unival.checkpoint import BUILT_IN_ENCODERS
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
+SLOW = ("rewarded_soup", "unseen_style")  # ten seconds each; what they call is tested elsewhere
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "render")
 MAX_LINES = 30
 # Two steps of one row, so that a run takes seconds: what the numbers become is not tested here.
@@ -68,7 +69,9 @@ def run(name: str, parameters: dict[str, Any]) -> list[Any]:
     return shown
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in NAMES]
+)
 def test_a_notebook_runs_on_few_rows_and_shows_a_picture_and_a_table(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
