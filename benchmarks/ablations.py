@@ -13,7 +13,6 @@ The difference between two arms is taken per seed (both see the same data order)
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from unival.errors import UserError, run_cli
 from unival.planning.plan import estimate
 from unival.schema import RunConfig
 from unival.train import train
-from unival.training.stop import Interrupted
+from unival.training.stop import interruptible
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "experiments"
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # 97.5 %, n - 1
@@ -224,11 +223,8 @@ def main(args: Sequence[str]) -> None:
     for seed in range(1, options.seeds + 1):
         for arm in ARMS:
             config = run_of(arm, seed, options.out, options.start)
-            try:
+            with interruptible():
                 train(config)
-            except Interrupted as stop:
-                print(stop, file=sys.stderr)
-                sys.exit(stop.code)
             if arm.name not in arithmetic:
                 arithmetic[arm.name] = flops_of(config)
             table = report(options.out, options.seeds, arithmetic)

@@ -257,23 +257,25 @@ def _straight_line(
     return {
         "hypervolume": estimate(value, values, level),
         "gain": estimate(gain, pareto.hypervolumes(planes, corner) - values, level),
-        "area": _area(plane, planes, coefficients, experts, level),
+        "area": _area(plane, planes, experts, level),
         "num_below": pareto.num_below_chord(plane, plane[experts]) if len(experts) == plane.shape[1] == 2 else None,
     }
 
 
-def _area(
-    plane: Floats, planes: Floats, coefficients: Floats, experts: list[int], level: float
-) -> dict[str, float] | None:
-    """Return the area above the chord of two experts, or None if one of them is better in both metrics."""
+def _area(plane: Floats, planes: Floats, experts: list[int], level: float) -> dict[str, float] | None:
+    """Return the area above the chord of two experts, or None if one of them is better in both metrics.
+
+    Points are in order of the coefficient; those beyond an expert (extrapolated) have no chord and do not count.
+    """
     if not len(experts) == plane.shape[1] == 2:
         return None
-    span = plane[experts[1]] - plane[experts[0]]
+    first, last = experts
+    span = plane[last] - plane[first]
     if span[0] * span[1] >= 0:
         return None
-    order = np.argsort(-coefficients[:, 0], kind="stable")
-    value = float(pareto.area_above_chord(plane[order], span))
-    return estimate(value, pareto.area_above_chord(planes[:, order], span), level)
+    between = slice(first, last + 1)
+    value = float(pareto.area_above_chord(plane[between], span))
+    return estimate(value, pareto.area_above_chord(planes[:, between], span), level)
 
 
 def _margins(

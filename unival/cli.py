@@ -1,9 +1,6 @@
 """The command line: `unival {train,plan,evaluate,predict,convert,demo,tasks}`. Imports torch only inside a command."""
 
 import json
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,6 +10,7 @@ from unival.codec.command import app as codec_app
 from unival.data.command import app as data_app
 from unival.errors import UserError, run_cli
 from unival.tasks import PREDICT_TASKS
+from unival.training.stop import interruptible
 
 app = typer.Typer(
     name="unival",
@@ -254,18 +252,6 @@ def demo(
 def tasks(as_json: JsonOption = False) -> None:
     """List tasks that `predict` knows."""
     print(json.dumps(list(PREDICT_TASKS)) if as_json else "\n".join(PREDICT_TASKS))
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Say in one line that what runs was stopped and goes on later; the exit code is 128 + the signal's number."""
-    from unival.training.stop import Interrupted
-
-    try:
-        yield
-    except (Interrupted, KeyboardInterrupt) as stop:
-        print(str(stop) or "interrupted; the same command continues", file=sys.stderr)
-        raise typer.Exit(getattr(stop, "code", 130)) from None
 
 
 def expand(patterns: list[str]) -> list[str]:

@@ -7,7 +7,6 @@ updates. What is minimised is the stage's objective. Every process runs this fil
 
 import json
 import shutil
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -48,7 +47,7 @@ from unival.training.saving import (
     read_state,
     save_training,
 )
-from unival.training.stop import STOP, Interrupted, StopSignal
+from unival.training.stop import STOP, Interrupted, StopSignal, interruptible
 from unival.training.validation import Watch, plain_copy, save_best, show_samples, validate
 
 NUM_STATISTICS_ROWS = 1000
@@ -379,11 +378,8 @@ def main(args: Sequence[str]) -> None:
     given = [argument for argument in args if argument != "--fresh"]
     if not given:
         raise UserError("which configuration?", fix="python -m unival.train CONFIG [key=value ...]")
-    try:
+    with interruptible():
         train_file(given[0], *given[1:], fresh="--fresh" in args)
-    except Interrupted as stop:
-        print(stop, file=sys.stderr)
-        sys.exit(stop.code)
 
 
 if __name__ == "__main__":

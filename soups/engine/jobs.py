@@ -26,11 +26,7 @@ def num_cores() -> int:
     return min(max(int(limit), 1), available) if limit.isdecimal() else available
 
 
-def run_jobs(
-    jobs: Iterable[Job],
-    num_threads: int,
-    budget: int | None = None,
-) -> None:
+def run_jobs(jobs: Iterable[Job], num_threads: int, budget: int | None = None) -> None:
     """Run the jobs, started in their order, each on one thread; numpy and torch release the lock of Python.
 
     Jobs that use torch must have imported it before: its threads and its gradients are then off in them.

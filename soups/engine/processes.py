@@ -12,7 +12,8 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
-from multiprocessing.reduction import ForkingPickler
+from contextlib import suppress
+from multiprocessing import Pipe
 
 from soups.engine.jobs import Job, without_gradients
 from soups.errors import UserError
@@ -76,17 +77,16 @@ class _Worker:
         parent = os.getpid()
         self.results: dict[int, object] = {}
         self.error: BaseException | None = None
-        self._received, send = os.pipe()
+        self._answer, send = Pipe(duplex=False)
         self._pid = os.fork()
         if self._pid:
-            os.close(send)
+            send.close()
             return
         status = 1
         try:  # here runs the copy
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and stops us
             self._work(jobs, queue, parent)
-            with os.fdopen(send, "wb") as file:
-                file.write(ForkingPickler.dumps((self.results, self.error)))
+            send.send((self.results, self.error))
             status = 0
         finally:
             os._exit(status)
@@ -111,15 +111,12 @@ class _Worker:
         """Wait for the end, once."""
         if not self._pid:
             return
-        with os.fdopen(self._received, "rb", closefd=False) as file:
-            sent = file.read()
+        with self._answer, suppress(EOFError):  # a copy that ends without an answer says why by its exit code
+            self.results, self.error = self._answer.recv()
         _, status = os.waitpid(self._pid, 0)
         self._pid = 0
-        os.close(self._received)
         if status:
             self.error = _lost(os.waitstatus_to_exitcode(status))
-        else:
-            self.results, self.error = ForkingPickler.loads(sent)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _lost(code: int) -> Exception:

@@ -222,11 +222,11 @@ class Method:
         base: torch.Tensor | None,
         place: Place | None,
     ) -> None:
-        pieces: Sequence[Any] = [...] if out.numel() else []
-        facts = self._facts(models, weights, base, place) if out.numel() else None
         if self._is_sum(weights):
             _add_up(out.view(-1), [model.reshape(-1) for model in models], weights)
             return
+        pieces: Sequence[Any] = [...] if out.numel() else []
+        facts = self._facts(models, weights, base, place) if out.numel() else None
         if self.module.ELEMENTWISE or hasattr(self.module, "measure"):
             out, base = out.view(-1), None if base is None else base.reshape(-1)
             models, facts = [model.reshape(-1) for model in models], facts and [_flat(fact) for fact in facts]

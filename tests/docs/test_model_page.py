@@ -1,11 +1,12 @@
 """docs/model.md: its diagram and numbers are those of the model, and every test it names exists."""
 
-import importlib.util
 import re
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from tests.scripts import load_script
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "model.md").read_text(encoding="utf-8")
@@ -13,12 +14,7 @@ PAGE = (ROOT / "docs" / "model.md").read_text(encoding="utf-8")
 
 @pytest.fixture(scope="module")
 def maker() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_model_diagram", ROOT / "docs" / "make_model_diagram.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "docs" / "make_model_diagram.py")
 
 
 def test_diagram_and_sizes_are_up_to_date(maker: ModuleType) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from unival.data.clips import MovingClips
 from unival.errors import UserError, run_cli
 from unival.predict import Pipeline
 from unival.tasks import PREDICT_TASKS
+from unival.training.stop import Interrupted
 from unival.yaml12 import write_yaml
 
 
@@ -250,6 +252,17 @@ def test_train_prints_where_the_model_is(tmp_path: Path, capsys: pytest.CaptureF
     assert len((tmp_path / "other" / "metrics.jsonl").read_text().splitlines()) == 2
     assert run("train", path, f"out={tmp_path / 'other'}", "stages.0.steps=3") == 2
     assert "another configuration" in error_lines(capsys)[0]
+
+
+def test_the_demo_stops_with_one_line_and_the_signals_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(out: Path, configs: Path, fresh: bool) -> None:
+        raise Interrupted("stopped at step 3; the same command continues", signal.SIGTERM)
+
+    monkeypatch.setattr("unival.demo.run_demo", stopped)
+    assert run("demo", "--out", tmp_path) == 143
+    assert capsys.readouterr().err == "stopped at step 3; the same command continues\n"
 
 
 CONFIG_ERRORS: dict[str, tuple[list[str], str]] = {

@@ -151,6 +151,23 @@ def without_times(report: dict) -> dict:
     return {key: value for key, value in report.items() if key != "timing"}
 
 
+def test_a_start_in_bfloat16_mixes_with_specialists_in_float32(tmp_path: Path) -> None:
+    Path("trainer.py").write_text(TRAINER.replace("read(args.start), float", "(0.0, 0.0), float"))
+    merges = {"WiSE-FT": {"start_weight": 0.5}, "TIES": {"method": "ties", "params": {"density": 1.0}}}
+    changes = ["seeds=[1]", "pairs=[]", "paths=[]", "spider=null", f"merges={json.dumps(merges)}"]
+    found = []
+    for kind, num_bytes in (("F32", 8), ("BF16", 4)):  # both hold two zeros
+        header = json.dumps({"w": {"dtype": kind, "shape": [2], "data_offsets": [0, num_bytes]}}).encode()
+        header += b" " * (-len(header) % 8)
+        content = len(header).to_bytes(8, "little") + header + bytes(num_bytes)
+        Path("start/model.safetensors").write_bytes(content)
+        run_study(load_study(Path("study.yaml"), changes), tmp_path / kind)
+        found.append(json.loads((tmp_path / kind / "report.json").read_text()))
+    assert found[1]["models"] == found[0]["models"]
+    assert found[1]["merges"] == found[0]["merges"]
+    assert "WiSE-FT" in found[1]["merges"]["names"]
+
+
 def test_a_study_gives_one_report_with_everything(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["study", "run", "study.yaml", "-o", "out", "--json"])
     assert done.exit_code == 0, done.output + repr(done.exception)

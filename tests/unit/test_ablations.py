@@ -1,15 +1,14 @@
 """The ablations' runs are runs, and their table says what the values show."""
 
-import importlib.util
 import json
 import re
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from tests.scripts import load_script
 from unival.training.check import check_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,13 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def ablations() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("ablations", ROOT / "benchmarks" / "ablations.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["ablations"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "benchmarks" / "ablations.py")
 
 
 def test_every_run_is_possible_and_says_where_it_goes_on(ablations: ModuleType, tmp_path: Path) -> None:

@@ -91,6 +91,14 @@ def test_the_front_has_labels_a_comparison_and_a_knee_with_its_share():
     json.dumps(data, allow_nan=False)
 
 
+def test_points_beyond_the_models_have_no_part_in_the_area_above_the_chord():
+    inside = [soup(0.0, 0, 4), soup(0.5, 3, 3), soup(1.0, 4, 0)]
+    beyond = [soup(-0.5, -3, 4), soup(1.5, 2, -3)]
+    (straight, more) = (compute_front(points, "x", "y")["straight_line"] for points in (inside, inside + beyond))
+    assert straight["area"]["value"] == pytest.approx(0.25)  # a triangle from corner to corner of 4 x 4, up to (3, 3)
+    assert more["area"] == straight["area"]
+
+
 def test_coefficients_per_module_leave_no_straight_line():
     modules = {"head": {"a": 0.5, "b": 0.5}}
     data = compute_front([soup(0.0, 0, 4, modules), soup(1.0, 4, 0, modules)], "x", "y")

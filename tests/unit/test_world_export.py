@@ -1,11 +1,11 @@
 """The exporter writes files that the manifest describes, and refuses to mix two exports."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 
+from tests.scripts import load_script
 from unival.errors import UserError
 
 PATH = Path(__file__).parents[2] / "preprocessing/export_world.py"
@@ -13,11 +13,7 @@ PATH = Path(__file__).parents[2] / "preprocessing/export_world.py"
 
 @pytest.fixture(scope="module")
 def export():
-    spec = importlib.util.spec_from_file_location("export_world", PATH)
-    assert spec is not None and spec.loader is not None  # noqa: PT018 - narrows the type in one line
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.export
+    return load_script(PATH).export
 
 
 @pytest.mark.parametrize(("modality", "magic"), [("image", b"\x89PNG"), ("video", b"ftyp"), ("audio", b"RIFF")])

@@ -176,9 +176,9 @@ def load_clip_folder(path: str | Path, device: str = "cpu") -> ClipModel:
         model: Any = CLIPModel.from_pretrained(path, local_files_only=True)
         tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True)
         processor: Any = AutoImageProcessor.from_pretrained(path, local_files_only=True)
+    except UserError:
+        raise
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(str(error).strip().splitlines()[0][:200], where=str(path), fix=fix) from None
     length = model.config.text_config.max_position_embeddings
 

@@ -1,6 +1,9 @@
 """Signals that ask a run for something: to stop after its checkpoint, or only to write one."""
 
 import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 STOP = (signal.SIGINT, signal.SIGTERM)
 
@@ -15,6 +18,20 @@ class Interrupted(Exception):
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
         self.code = 128 + number
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Say in one line that what runs was stopped and goes on later; the exit code is 128 + the signal's number.
+
+    Raises:
+        SystemExit: It was stopped.
+    """
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt) as stop:
+        print(str(stop) or "interrupted; the same command continues", file=sys.stderr)
+        raise SystemExit(getattr(stop, "code", 128 + signal.SIGINT)) from None
 
 
 class StopSignal:
