@@ -37,10 +37,10 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.layer_index = layer_index
         self.scale = (d_model // num_heads * scale_factor) ** -0.5
-        self.q_proj = nn.Linear(d_model, d_model)
-        self.k_proj = nn.Linear(d_model, d_model)
-        self.v_proj = nn.Linear(d_model, d_model)
-        self.out_proj = nn.Linear(d_model, d_model)
+        self.q_proj = Linear(d_model, d_model)
+        self.k_proj = Linear(d_model, d_model)
+        self.v_proj = Linear(d_model, d_model)
+        self.out_proj = Linear(d_model, d_model)
         self.c_attn = nn.Parameter(torch.ones(num_heads))
 
     def split_heads(self, x: Tensor) -> Tensor:

@@ -1,27 +1,30 @@
 """A linear map that knows what a decoding step looks like to a processor: one large matrix, few rows."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-FEW_ROWS = 64
-LARGE = 2**21  # entries; smaller matrices stay in the cache, and gain nothing
+FEW_ROWS = 128
+LARGE = 2**19  # entries; smaller matrices stay in the cache, and gain nothing
+# oneDNN's product reads the matrix as it lies; the one behind `nn.Linear`, MKL's, first copies it into an order of its
+# own, which for few rows takes longer than the arithmetic. Torch has no public way to choose, so this may be missing.
+_product: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
 
 class Linear(nn.Linear):
-    """`nn.Linear`, in prediction on a CPU computed as W xᵀ where x has few rows.
+    """`nn.Linear`, in float32 prediction on a CPU computed by oneDNN where the input has few rows.
 
-    Measured with MKL on two cores: of the base model's vocabulary, a product with 4 to 40 rows takes 1.3 to 2.3 times
-    as long the other way around; that of a feed-forward matrix 1.2 to 1.4 times with 20 rows.
+    Measured on two cores with AVX2: a product of 20 rows with the base model's vocabulary takes 25 ms instead of 47,
+    with a feed-forward matrix 1.0 instead of 1.4, with a projection of attention 0.26 instead of 0.36.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """Transform `input` (..., in) to (..., out)."""
-        if torch.compiler.is_compiling() or torch.is_grad_enabled() or input.device.type != "cpu":
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or input.device.type != "cpu" or _product is None:
             return super().forward(input)
         rows = input.numel() // input.shape[-1]
-        is_plain = input.dtype == self.weight.dtype and not torch.is_autocast_enabled("cpu")
+        is_plain = input.dtype == self.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
         if not (0 < rows <= FEW_ROWS and self.weight.numel() >= LARGE and is_plain):
             return super().forward(input)
-        columns = input.reshape(rows, -1).T
-        out = self.weight @ columns if self.bias is None else torch.addmm(self.bias[:, None], self.weight, columns)
-        return out.T.reshape(*input.shape[:-1], -1).contiguous()
+        return _product(input, self.weight, self.bias, "none", [], "")
