@@ -24,6 +24,7 @@ NUM_TENSORS = 1656
 LOAD = """
 import json, resource, sys, time
 import unival.model.processing
+from unival.log import peak_resident
 from transformers import AutoModelForSeq2SeqLM
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
@@ -33,9 +34,8 @@ seconds = time.perf_counter() - start
 tensors = {tensor.data_ptr(): tensor for tensor in model.state_dict().values()}
 for tensor in tensors.values():  # what is mapped from the file becomes memory when it is read
     tensor.sum()
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 size = sum(tensor.nbytes for tensor in tensors.values())
-print(json.dumps({"growth": peak - before, "size": size, "seconds": seconds}))
+print(json.dumps({"growth": peak_resident() - before, "size": size, "seconds": seconds}))
 """
 pytestmark = [
     pytest.mark.slow,

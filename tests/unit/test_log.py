@@ -2,6 +2,8 @@
 
 import builtins
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,3 +65,10 @@ def test_a_meter_counts_examples_of_all_processes_and_memory() -> None:
     assert one["samples_per_second"] > 0
     assert one["memory_gb"] > 0.05
     assert meter.examples == 0
+
+
+def test_memory_is_that_of_the_process_and_not_of_its_parent() -> None:
+    content = bytearray(b"1" * 300_000_000)  # every page is touched: the parent's maximum is above the limit below
+    code = "from unival.log import peak_resident; print(peak_resident())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert len(content) > int(done.stdout) > 10_000_000
