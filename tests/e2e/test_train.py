@@ -386,6 +386,7 @@ def test_checkpointed_activations_change_nothing(tmp_path: Path, initial: Path, 
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # those of torch inside its compiler
 def test_compiled_layers_compute_the_same(tmp_path: Path, initial: Path, manifest: Path) -> None:
     train(fine_tuning(tmp_path / "run", initial, manifest, {"steps": 2}, compile=True))
     assert [row["loss"] for row in rows(tmp_path / "run")] == pytest.approx(GOLDEN_LOSSES[:2], rel=2e-3)
