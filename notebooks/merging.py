@@ -8,8 +8,8 @@
 # %% [markdown]
 # # Merging: what lies between two specialists?
 #
-# One copy of `unival-tiny` is fine-tuned on captions, another on grounding. Half of the way between their weights: is
-# there a model that is good at both, or a barrier?
+# One copy of `unival-tiny` is fine-tuned on captions, another on grounding, both in an art style that it never saw. Half
+# of the way between their weights: is there a model that is good at both, or a barrier?
 
 # %%
 from pathlib import Path
@@ -35,7 +35,7 @@ METRICS = {"caption": "cider_d", "grounding": "accuracy@0.5"}
 folders = {name: train_file(f"{CONFIGS}/merge_{name}.yaml", f"out={OUT}/{name}", *OVERRIDES) for name in METRICS}
 models = [open_checkpoint(folder, name) for name, folder in folders.items()]
 parts = {task: {"task": task, "metrics": [metric]} for task, metric in METRICS.items()}
-args = {"parts": parts, "options": {"max_objects": 2}, "limit": NUM_ROWS}
+args = {"parts": parts, "styles": ["twemoji"], "options": {"max_objects": 2}, "limit": NUM_ROWS}
 sweep = Sweep(models, get_method("linear"), "unival.soup_evaluator:evaluator", args)
 results = run_sweep(sweep, segment(NUM_POINTS), Path(OUT) / "sweep")
 
