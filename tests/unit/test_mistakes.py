@@ -241,6 +241,13 @@ def test_tensorboard_is_missed_before_the_run_begins(monkeypatch: pytest.MonkeyP
         check_run(RunConfig.model_validate(settings({"tensorboard": True})))
 
 
+def test_a_missing_compiler_is_missed_before_the_run_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match=r"(?s)torch compiles with 'no-such-compiler'.*compile=false"):
+        check_run(RunConfig.model_validate(settings({"compile": True, "device": "cpu"})))
+    check_run(RunConfig.model_validate(settings({"device": "cpu"})))
+
+
 OVERRIDES = {
     "item that is not there": (["stages.5.steps=3"], ["'stages' is a list and has no item '5'", "valid items: 0 to 1"]),
     "no value": (["seed"], ["expected key.sub=value", "'seed'"]),

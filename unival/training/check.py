@@ -6,9 +6,13 @@ Each message names the key, the value, what is valid and what is close to it.
 import importlib.util
 import inspect
 import os
+import shutil
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from unival.checkpoint import BUILT_IN_ENCODERS
 from unival.config_problem import at
@@ -46,6 +50,7 @@ def check_run(config: RunConfig, processes: int = 1) -> None:
     if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
         with at("tensorboard"):
             raise no_tensorboard()
+    check_compiler(config)
     stages = sketch(config)
     for number, (stage, model) in enumerate(zip(config.stages, stages, strict=True)):
         key = f"stages.{number}"
@@ -72,6 +77,16 @@ def check_out(out: str) -> None:
             raise UserError(f"{out!r} is not a folder: {existing} is a file", fix="choose another `out=...`")
         if not os.access(existing, os.W_OK):
             raise UserError(f"{out!r} cannot be written: no permission in {existing}", fix="choose another `out=...`")
+
+
+def check_compiler(config: RunConfig) -> None:
+    """Refuse to compile for a processor without the compiler that torch calls."""
+    is_used = config.compile and (config.device == "cpu" or not torch.cuda.is_available())
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if is_used and shutil.which(compiler) is None:
+        with at("compile"):
+            fix = f"install {compiler}, name another in the variable CXX, or compile=false"
+            raise UserError(f"torch compiles with {compiler!r}, which is not on this machine", fix=fix)
 
 
 def check_start(config: RunConfig) -> None:
