@@ -78,12 +78,14 @@ class Answers(NamedTuple):
         attention: (B * K, L), 0 at padding.
         mask: (B * K, T), True at the tokens of the answers, their end included.
         texts: the answers.
+        samples: K.
     """
 
     ids: Tensor
     attention: Tensor
     mask: Tensor
     texts: list[str]
+    samples: int
 
 
 def train(settings: Settings, report: Callable[[str], None] = lambda line: None) -> None:
@@ -163,15 +165,16 @@ def sample(model: Any, tokenizer: Any, prompts: Sequence[str], settings: Setting
 
     inputs = tokenizer(list(prompts), return_tensors="pt", padding=True).to(model.device)
     model.eval()
+    samples = settings.samples
+    repeated = {name: inputs[name].repeat_interleave(samples, 0) for name in ("input_ids", "attention_mask")}
     # Whatever `generation_config.json` says: the policy is the model at the temperature, and nothing is cut off.
     options = {"do_sample": True, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0, "num_beams": 1}
     with torch.no_grad():
         ids = model.generate(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
+            **repeated,
+            past_key_values=read(model, inputs["input_ids"], inputs["attention_mask"], samples),
             max_new_tokens=settings.max_new_tokens,
             temperature=settings.temperature,
-            num_return_sequences=settings.samples,
             pad_token_id=tokenizer.pad_token_id,
             **options,
         )
@@ -179,9 +182,29 @@ def sample(model: Any, tokenizer: Any, prompts: Sequence[str], settings: Setting
     own = ids[:, length:]
     ends = torch.isin(own, torch.tensor(end_ids(model, tokenizer), device=own.device))
     mask = ends.long().cumsum(1) - ends.long() == 0  # up to the first end, itself included
-    attention = torch.cat([inputs["attention_mask"].repeat_interleave(settings.samples, 0), mask.long()], dim=1)
+    attention = torch.cat([repeated["attention_mask"], mask.long()], dim=1)
     texts = tokenizer.batch_decode(own.masked_fill(~mask, tokenizer.pad_token_id), skip_special_tokens=True)
-    return Answers(ids, attention, mask, [text.strip() for text in texts])
+    return Answers(ids, attention, mask, [text.strip() for text in texts], samples)
+
+
+def read(model: Any, ids: Tensor, attention: Tensor, samples: int) -> Any:
+    """Return what attention keeps of prompts (B, P) without their last token, repeated for K answers.
+
+    Prompts are longer than answers, so that reading each once is most of what there is to save.
+    """
+    from transformers import DynamicCache
+
+    if ids.shape[1] == 1:
+        return DynamicCache()
+    kept = {"input_ids": ids[:, :-1], "attention_mask": attention[:, :-1], "position_ids": positions(attention)[:, :-1]}
+    cache = model(**kept, use_cache=True, logits_to_keep=1).past_key_values
+    cache.batch_repeat_interleave(samples)
+    return cache
+
+
+def positions(attention: Tensor) -> Tensor:
+    """Return the place of each token; padding is on the left."""
+    return (attention.cumsum(1) - 1).clamp(min=0)
 
 
 def end_ids(model: Any, tokenizer: Any) -> list[int]:
@@ -198,11 +221,17 @@ def advantages(rewards: Tensor) -> Tensor:
 
 def log_probs(model: Any, answers: Answers, temperature: float) -> Tensor:
     """Return the log-probability (B * K, T) of each token of the answers."""
-    length = answers.mask.shape[1]
-    positions = (answers.attention.cumsum(1) - 1).clamp(min=0)  # padding is on the left
-    logits = model(input_ids=answers.ids, attention_mask=answers.attention, position_ids=positions).logits
-    logits = logits[:, -length - 1 : -1].float() / temperature
-    return logits.log_softmax(-1).gather(-1, answers.ids[:, -length:, None])[..., 0]
+    ids, attention, start = answers.ids, answers.attention, answers.ids.shape[1] - answers.mask.shape[1]
+    cache = read(model, ids[:: answers.samples, :start], attention[:: answers.samples, :start], answers.samples)
+    # The last token of the prompt and all of the answer but its last: each tells the next.
+    logits = model(
+        input_ids=ids[:, start - 1 : -1],
+        attention_mask=attention[:, :-1],
+        position_ids=positions(attention)[:, start - 1 : -1],
+        past_key_values=cache,
+        use_cache=True,
+    ).logits
+    return (logits.float() / temperature).log_softmax(-1).gather(-1, ids[:, start:, None])[..., 0]
 
 
 def update(model: Any, optimizer: Any, answers: Answers, weights: Tensor, settings: Settings) -> dict[str, float]:

@@ -97,6 +97,27 @@ def test_answers_end_with_their_first_end_and_have_the_models_probabilities(base
         expected = logits.log_softmax(-1).gather(-1, own[:, None])[:, 0]
         torch.testing.assert_close(found[row][answers.mask[row]], expected, atol=1e-5, rtol=1e-4)
     assert len(lengths) > 1
+    # The gradient too, though prompts are read once for all of their answers.
+    weights = list(model.parameters())
+    plain = model(
+        input_ids=answers.ids, attention_mask=answers.attention, position_ids=grpo.positions(answers.attention)
+    )
+    expected = (
+        (plain.logits[:, -7:-1] / chosen.temperature).log_softmax(-1).gather(-1, answers.ids[:, -6:, None])[..., 0]
+    )
+    for one, other in zip(
+        torch.autograd.grad((expected * answers.mask).sum(), weights),
+        torch.autograd.grad((grpo.log_probs(model, answers, chosen.temperature) * answers.mask).sum(), weights),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
+
+
+def test_prompts_of_one_token_have_answers(base: Path) -> None:
+    model, tokenizer = opened(base)
+    answers = grpo.sample(model, tokenizer, ["blue"], settings(base, samples=2))
+    assert answers.ids.shape[1] == 1 + answers.mask.shape[1]
+    assert grpo.log_probs(model, answers, 1.0).shape == answers.mask.shape
 
 
 def test_the_first_update_follows_advantage_times_log_probability(base: Path) -> None:
