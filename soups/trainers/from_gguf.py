@@ -21,14 +21,18 @@ def convert(path: Path, out: Path) -> None:
         UserError: no such file, `gguf` is missing, or the file holds something else.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     if not path.is_file():
         raise UserError("no such file", where=str(path), fix="give a .gguf file; nothing is downloaded")
     options = {"gguf_file": path.name, "local_files_only": True}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, **options)
-        model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **options)
+        # Without `dequantize` the model counts as quantised, which cannot be saved.
+        expanded = GgufConfig(dequantize=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            path.parent, dtype=torch.float32, quantization_config=expanded, **options
+        )
     except ImportError as error:
         raise UserError(f"a package is missing: {error}", fix="pip install gguf accelerate") from None
     except (ValueError, OSError, KeyError) as error:

@@ -231,6 +231,60 @@ def test_a_gguf_file_that_is_not_there_is_told(capsys: pytest.CaptureFixture[str
     assert from_gguf.main([]) == 2
 
 
+def write_gguf(path: Path) -> dict[str, np.ndarray]:
+    """A llama of one layer with one quantised matrix; return what the matrices of its MLP stand for."""
+    gguf = pytest.importorskip("gguf", reason="needs gguf")
+    rng, words = np.random.default_rng(0), ["<unk>", "<s>", "</s>", "a", "b", "ab"]
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(1)
+    writer.add_context_length(64)
+    writer.add_embedding_length(32)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(1)
+    writer.add_rope_dimension_count(16)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(len(words))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(words)
+    writer.add_token_types([3, 3, 3, 1, 1, 1])
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    shapes = {"attn_q": (32, 32), "attn_k": (16, 32), "attn_v": (16, 32), "attn_output": (32, 32)}
+    shapes |= {"ffn_gate": (64, 32), "ffn_up": (64, 32), "ffn_down": (32, 64), "attn_norm": (32,), "ffn_norm": (32,)}
+    shapes = {f"blk.0.{name}.weight": shape for name, shape in shapes.items()}
+    shapes |= {"token_embd.weight": (len(words), 32), "output_norm.weight": (32,)}
+    found = {}
+    for name, shape in shapes.items():
+        values = rng.normal(size=shape).astype(np.float32)
+        kind = gguf.GGMLQuantizationType.Q8_0
+        if "ffn_up" in name:
+            packed = gguf.quants.quantize(values, kind)
+            writer.add_tensor(name, packed, raw_dtype=kind)
+            values = gguf.quants.dequantize(packed, kind)
+        else:
+            writer.add_tensor(name, values)
+        found[name.removeprefix("blk.0.").removesuffix(".weight")] = values
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return found
+
+
+def test_a_gguf_file_becomes_a_folder_of_expanded_weights(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate", reason="needs the extra `adapters`")
+    found = write_gguf(tmp_path / "tiny.gguf")
+    assert from_gguf.main([str(tmp_path / "tiny.gguf"), str(tmp_path / "out")]) == 0
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    for name in ("ffn_up", "ffn_down"):
+        key = f"model.layers.0.mlp.{name.removeprefix('ffn_')}_proj.weight"
+        np.testing.assert_array_equal(weights[key].numpy(), found[name])
+    model, tokenizer = opened(tmp_path / "out")
+    assert model(**tokenizer("ab", return_tensors="pt", return_token_type_ids=False)).logits.shape[-1] == 6
+
+
 TRANSLATION = """Package: gimp
 Description-md5: 0
 Description-en: GNU Image Manipulation Program
