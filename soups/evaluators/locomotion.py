@@ -10,6 +10,7 @@ its own; all mixtures begin in the same ones. Needs gymnasium and MuJoCo, and no
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,14 +109,28 @@ def evaluator(
     Raises:
         UserError: gymnasium or the task is missing, or the file is no policy.
     """
+    tensors = read_policy(Path(checkpoint_path))
+    return LocomotionEvaluator(tensors, open_env(env), scores, episodes, seed)
+
+
+def read_policy(path: Path) -> dict[str, torch.Tensor]:
+    """Read the tensors of a policy: a file, or one in a folder.
+
+    Raises:
+        UserError: there is none, or it is no policy.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path = Path(checkpoint_path)
-    tensors = load_file(next(path.glob("*.safetensors")) if path.is_dir() else path)
+    fix = "train one: soups.trainers.ppo"
+    try:
+        tensors = load_file(next(path.glob("*.safetensors"), path) if path.is_dir() else path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read the policy: {error}", where=str(path), fix=fix) from None
     missing = [name for name in (MEAN, STD, OUTPUT.format("weight")) if name not in tensors]
     if missing:
-        raise UserError(f"no policy: it has no {missing[0]}", where=str(path), fix="train one: soups.trainers.ppo")
-    return LocomotionEvaluator(tensors, open_env(env), scores, episodes, seed)
+        raise UserError(f"no policy: it has no {missing[0]}", where=str(path), fix=fix)
+    return tensors
 
 
 def open_env(name: str) -> Any:
@@ -126,13 +141,22 @@ def open_env(name: str) -> Any:
     """
     try:
         import gymnasium  # pyright: ignore[reportMissingImports]  # an extra
-    except ImportError:
-        raise UserError("gymnasium is not installed", fix='pip install "unival[locomotion]"') from None
+        import mujoco  # pyright: ignore[reportMissingImports]
+    except ImportError as error:  # parts of MuJoCo of different versions too
+        what = " ".join(str(error).split())
+        raise UserError(f"no simulator: {what}", fix='pip install "unival[locomotion]"') from None
+    mujoco.set_mju_user_warning(_warn)
     try:
         return gymnasium.make(name, ctrl_cost_weight=1.0)
     except (gymnasium.error.Error, TypeError) as error:
         what = f"cannot open the task: {error}"
         raise UserError(what, where=name, fix="such as HalfCheetah-v5 or Hopper-v5") from None
+
+
+def _warn(text: str) -> None:
+    """Print what the simulator warns of; by itself it writes a file MUJOCO_LOG.TXT wherever the command was started."""
+    if "is deprecated" not in text:  # of the tasks' own XML files
+        print(f"MuJoCo: {text}", file=sys.stderr, flush=True)
 
 
 def reward_parts(info: Mapping[str, Any]) -> dict[str, float]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from soups.errors import UserError, did_you_mean
-from soups.evaluators.locomotion import CLIP, MEAN, STD, open_env, reward_parts
+from soups.evaluators.locomotion import CLIP, MEAN, STD, open_env, read_policy, reward_parts
 from soups.trainers.entry import TrainerSettings, output, run
 
 if TYPE_CHECKING:
@@ -63,9 +63,9 @@ def train(settings: Settings, report: Callable[[str], None] = lambda line: None)
         )
     except ImportError as error:
         raise UserError(f"cannot import {error.name}", fix='pip install "unival[locomotion]"') from None
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
-    start = load_file(Path(settings.start)) if settings.start else {}
+    start = read_policy(Path(settings.start)) if settings.start else {}
     frozen = {MEAN: start.pop(MEAN).numpy(), STD: start.pop(STD).numpy()} if start else None
     simulations = DummyVecEnv([lambda: make_env(settings.env, settings.rewards, frozen)] * settings.envs)
     # The scale of the reward is learned anew by each training: it moves no weights of the policy by itself.

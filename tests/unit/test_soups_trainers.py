@@ -364,6 +364,36 @@ def test_a_policy_is_scored_by_what_its_most_probable_actions_earn(
     save_file({"w": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(UserError, match=r"no policy: it has no observation\.mean"):
         locomotion.evaluator(tmp_path / "other.safetensors", scores)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "policy.safetensors").write_bytes(b"no")
+    for path in ("absent.safetensors", "broken", "broken/policy.safetensors"):
+        with pytest.raises(UserError, match="cannot read the policy"):
+            locomotion.evaluator(tmp_path / path, scores)
+
+
+def test_a_simulator_that_does_not_load_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "gymnasium.py").write_text("")
+    (tmp_path / "mujoco.py").write_text("raise ImportError('Version mismatch\\n  of mujoco')")
+    for name in ("gymnasium", "mujoco"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    with pytest.raises(UserError, match="no simulator: Version mismatch of mujoco") as caught:
+        locomotion.open_env("HalfCheetah-v5")
+    assert "unival[locomotion]" in str(caught.value)
+
+
+def test_warnings_of_the_simulator_go_to_stderr_and_into_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """MuJoCo writes MUJOCO_LOG.TXT into the current folder unless somebody takes its warnings."""
+    handlers: list[Any] = []
+    error = SimpleNamespace(Error=RuntimeError)
+    monkeypatch.setitem(sys.modules, "mujoco", SimpleNamespace(set_mju_user_warning=handlers.append))
+    monkeypatch.setitem(sys.modules, "gymnasium", SimpleNamespace(make=lambda name, **options: name, error=error))
+    assert locomotion.open_env("HalfCheetah-v5") == "HalfCheetah-v5"
+    handlers[0]("'settotalmass' is deprecated")
+    handlers[0]("Nan in QACC")
+    assert capsys.readouterr().err == "MuJoCo: Nan in QACC\n"
 
 
 @pytest.mark.slow
@@ -398,5 +428,7 @@ def test_a_policy_keeps_the_statistics_of_its_start(tmp_path: Path) -> None:
         train("other", "rewards={speed: 1.0}")
     with pytest.raises(UserError, match="the start does not fit"):
         train("other", path, "hidden=[9]")
+    with pytest.raises(UserError, match="cannot read the policy"):
+        train("other", "start=absent.safetensors")
     with pytest.raises(UserError, match="cannot open the task"):
         train("other", "env=Pong-v5")
