@@ -75,7 +75,9 @@ class MetricsLog:
                     continue  # the line that a killed run was writing
                 if row["step"] < from_step:
                     rows.append(line)
-        path.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
+        whole = path.with_name(f".{path.name}.tmp")  # a kill leaves the old rows or the new ones
+        whole.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
+        whole.replace(path)
         if tensorboard:
             self.board = open_board(path.parent / "tensorboard", from_step)
 

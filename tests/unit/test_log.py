@@ -39,6 +39,24 @@ def test_rows_behind_the_resumed_step_and_cut_lines_are_dropped(tmp_path: Path) 
     ]
 
 
+def test_a_kill_while_a_log_is_continued_loses_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, write_text = tmp_path / "metrics.jsonl", Path.write_text
+    path.write_text('{"step": 1}\n{"step": 2}\n')
+
+    def killed(self: Path, text: str, **kwargs: Any) -> None:
+        write_text(self, text[:5])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        MetricsLog(path, from_step=3)
+    monkeypatch.undo()
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+    MetricsLog(path, from_step=2)
+    assert path.read_text() == '{"step": 1}\n'
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
 def test_another_process_writes_nothing(tmp_path: Path) -> None:
     MetricsLog(tmp_path / "metrics.jsonl", is_active=False).write(1, loss=1.0)
     assert list(tmp_path.iterdir()) == []
@@ -55,6 +73,23 @@ def test_tensorboard_that_is_not_installed_is_named(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(builtins, "__import__", missing)
     with pytest.raises(UserError, match=r"TensorBoard is not installed.*unival\[logging\]"):
         MetricsLog(tmp_path / "metrics.jsonl", tensorboard=True)
+
+
+@pytest.mark.filterwarnings("default")  # those of TensorBoard's own parts
+def test_tensorboard_shows_the_rows_and_hides_those_behind_the_resumed_step(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="needs the extra `logging`")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    path = tmp_path / "metrics.jsonl"
+    first = MetricsLog(path, tensorboard=True)
+    for step in range(3):
+        first.write(step, loss=step + 0.5, stage="image")
+    again = MetricsLog(path, from_step=2, tensorboard=True)
+    again.write(2, loss=9.5)
+    shown = EventAccumulator(str(tmp_path / "tensorboard"))
+    shown.Reload()
+    assert shown.Tags()["scalars"] == ["loss"]  # words are not drawn
+    assert [(event.step, event.value) for event in shown.Scalars("loss")] == [(0, 0.5), (1, 1.5), (2, 9.5)]
 
 
 def test_a_meter_counts_examples_of_all_processes_and_memory() -> None:
