@@ -107,6 +107,20 @@ def test_vqa_accuracy_reads_answers() -> None:
     assert score("vqa_accuracy", ["cat", "2"]) == pytest.approx([0.9, 1], abs=1e-12)
 
 
+def test_vqa_accuracy_of_some_questions_adds_up_to_that_of_all() -> None:
+    records = [{"answers": [answer], "question_type": kind} for answer, kind in (("yes", "b"), ("no", "b"), ("2", "n"))]
+    given = ["yes", "yes", "2"]
+
+    def scores(**params: Any) -> list[float]:
+        return get_reward("vqa_accuracy", params, records=records)(given, records).tolist()
+
+    assert scores() == [1, 0, 1]
+    assert scores(answers=["yes"]) == [1, 0, 0]
+    assert scores(answers=["no"]) == [0, 0, 0]
+    assert scores(types=["n"]) == [0, 0, 1]
+    assert scores(types=["b"], answers=["2", "yes"]) == [1, 0, 0]
+
+
 @pytest.mark.parametrize("name", PLAIN)
 def test_an_empty_batch_gives_no_reward(name: str) -> None:
     rewards = get_reward(name, records=RECORDS)([], [])

@@ -9,18 +9,29 @@ from unival.metrics import vqa_accuracy as vqa
 from unival.rewards.record import Record, Rewards, array, empty, fields
 
 
-def vqa_accuracy(predictions: Sequence[str], records: Sequence[Record], *, types: Collection[str] = ()) -> Rewards:
+def vqa_accuracy(
+    predictions: Sequence[str],
+    records: Sequence[Record],
+    *,
+    types: Collection[str] = (),
+    answers: Collection[str] = (),
+) -> Rewards:
     """Score an answer by the VQA rule against the record's answers.
 
     With `types`, an answer to a question of another `question_type` scores 0 and stays a sample, as with the sizes of
-    `box_accuracy`: the rewards of all types add up to the accuracy.
+    `box_accuracy`: the rewards of all types add up to the accuracy. With `answers`, so does an answer to a question
+    that is rightly answered otherwise: rewards for the answers "yes" and "no" are sensitivity and specificity, each
+    times the share of its questions.
     """
     if not predictions:
         return empty()
-    scores = vqa.vqa_accuracy(predictions, fields(predictions, records, "answers")).per_sample
-    if not types:
-        return scores
-    return scores * np.array([kind in types for kind in fields(predictions, records, "question_type")])
+    right = fields(predictions, records, "answers")
+    counts = np.ones(len(records), dtype=bool)
+    if types:
+        counts &= [kind in types for kind in fields(predictions, records, "question_type")]
+    if answers:
+        counts &= [not set(answers).isdisjoint(found) for found in right]
+    return vqa.vqa_accuracy(predictions, right).per_sample * counts
 
 
 def answer_bleu1(predictions: Sequence[str], records: Sequence[Record]) -> Rewards:
