@@ -20,7 +20,7 @@ from pathlib import Path
 
 from unival.atomic import replacing
 
-MIN_WORDS, MAX_WORDS = 30, 120
+MIN_WORDS, MAX_WORDS = 30, 60  # longer ones cost most of the time of a training on a processor
 OTHER = ("lib", "python3", "node", "r", "golang", "fonts")  # kinds of packages, by the start of their names
 # The chat form of SmolLM2-Instruct.
 PROMPT = (
