@@ -20,12 +20,8 @@ CONTEXT.set_forkserver_preload(["tests.ranks", "tests.tiny", "unival.train"])
 TIMEOUT_SECONDS = 600
 
 
-def run(function: Callable[..., Any], size: int, *args: Any) -> list[Any]:
-    """Call a module's function in `size` processes; return their results in the order of ranks.
-
-    Raises:
-        AssertionError: With the traceback of a process that failed.
-    """
+def start(function: Callable[..., Any], size: int, *args: Any) -> tuple[list[Any], Any]:
+    """Call a module's function in `size` processes; return them, and the queue of (rank, problem, result)."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -35,6 +31,16 @@ def run(function: Callable[..., Any], size: int, *args: Any) -> list[Any]:
     ]
     for process in processes:
         process.start()
+    return processes, results
+
+
+def run(function: Callable[..., Any], size: int, *args: Any) -> list[Any]:
+    """Call a module's function in `size` processes; return their results in the order of ranks.
+
+    Raises:
+        AssertionError: With the traceback of a process that failed.
+    """
+    processes, results = start(function, size, *args)
     found: dict[int, Any] = {}
     try:
         for _ in processes:

@@ -167,3 +167,31 @@ def test_a_kill_while_saving_loses_nothing(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_fifty_kills_while_saving_lose_nothing(tmp_path: Path) -> None:
     check_kills(tmp_path, 50)
+
+
+def newest_step(run_dir: Path) -> int:
+    return max((int(folder.name.removeprefix("step-")) for folder in checkpoints(run_dir)), default=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not(tmp_path: Path, kind: str) -> None:
+    draws, steps, kills = random.Random(0), 24, 0
+    whole = run(settings_of(tmp_path / "whole", kind, steps), kind, [])
+    settings = settings_of(tmp_path / "parts", kind, steps, checkpoint_every=1)
+    parts = Path(settings["out"])
+    while newest_step(parts) < steps - 1:
+        processes, _ = ranks.start(ranks.train_until, KINDS[kind][1], settings, None)
+        before = newest_step(parts)
+        while newest_step(parts) == before and all(process.is_alive() for process in processes):
+            time.sleep(0.01)
+        time.sleep(draws.uniform(0.0, 1.0))
+        kills += all(process.is_alive() for process in processes)
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.join()
+    run(settings, kind, [])
+    assert kills >= 5
+    assert ranks.hashes(parts, f"step-{steps:07d}") == ranks.hashes(whole, f"step-{steps:07d}")
+    assert losses(parts) == losses(whole)
