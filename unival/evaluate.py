@@ -24,7 +24,7 @@ from unival.evaluation.answering import closed_set, code_options, fixed_draws, g
 from unival.evaluation.predictions import MemoryStore, PredictionStore, Row, text_fields
 from unival.evaluation.provenance import settings, split_hash, text_hash, weights_hash
 from unival.evaluation.submission import check_kind, write_submission
-from unival.log import track
+from unival.log import console, track
 from unival.metrics.bootstrap import bootstrap_mean
 from unival.model.modeling import UnivalForConditionalGeneration
 from unival.model.processing import UnivalProcessor
@@ -235,6 +235,8 @@ def evaluate_all(
         }
         if world.is_main:
             write_predictions(out_dir / f"predictions-{config.name}.jsonl", result)
+            if not result.scores:  # right for a test split, a misnamed column for one's own rows
+                console.print(f"{config.name}: no row has labels, columns {', '.join(result.records[0])}", markup=False)
             if config.submission is not None:
                 write_submission_file(out_dir, config, result)
         store.wait()  # everybody has read the rows

@@ -257,10 +257,15 @@ def test_everything_that_can_change_a_number_is_written_down(manifest: Path, tmp
     assert [len(entry["box"]) for entry in boxes] == [4] * 5
 
 
-def test_a_split_without_labels_has_predictions_and_a_submission_only(manifest: Path, tmp_path: Path) -> None:
+def test_a_split_without_labels_has_predictions_and_a_submission_only(
+    manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     configs = suite(manifest.with_name("test.jsonl"), {"name": "test", "submission": "vqa"})
     assert evaluate_all(tiny.model(), tiny.processor(), configs, tmp_path) == {"test": {"samples": 5, "metrics": {}}}
+    told = " ".join(capsys.readouterr().err.split())  # a person whose column has another name must see why
+    assert "test: no row has labels, columns uid, question_id, question" in told
     labelled = evaluate_all(tiny.model(), tiny.processor(), suite(manifest, {"name": "val"}), tmp_path / "val")
+    assert "no row has labels" not in capsys.readouterr().err
     assert list(labelled["val"]["metrics"]) == ["accuracy"]
     predictions = [
         [json.loads(line)["prediction"] for line in path.read_text().splitlines()]
