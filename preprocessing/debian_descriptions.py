@@ -1,7 +1,8 @@
 r"""Descriptions of Debian packages (each under its package's licence): prompts for one sentence about a long text.
 
     apt-get -o Acquire::Languages=en update
-    python -m preprocessing.debian_descriptions data/debian --source /var/lib/apt/lists/*_Translation-en
+    /usr/lib/apt/apt-helper cat-file /var/lib/apt/lists/*_Translation-en* > Translation-en  # packed on some machines
+    python -m preprocessing.debian_descriptions data/debian --source Translation-en
 
 Written are `train`, `test` and `other` (sections that the first two do not have) as JSON lines:
 
@@ -15,6 +16,7 @@ import argparse
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,6 +69,18 @@ def build(texts: list[str], template: str = PROMPT, share: float = 0.1) -> dict[
     }
 
 
+def read(path: Path) -> str:
+    """Return the text of a file; one that is packed or not there ends the program with a line that says so."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        print(
+            f"error: cannot read {path}: {error}\n  fix:   unpack it with /usr/lib/apt/apt-helper cat-file",
+            file=sys.stderr,
+        )
+        raise SystemExit(2) from None
+
+
 def main() -> None:
     """Write the files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -74,8 +88,8 @@ def main() -> None:
     parser.add_argument("--source", type=Path, nargs="+", required=True, help="Translation-en files, unpacked")
     parser.add_argument("--template", default=PROMPT, help="prompt with {name} and {source}")
     options = parser.parse_args()
+    found = build([read(path) for path in options.source], options.template)
     options.out.mkdir(parents=True, exist_ok=True)
-    found = build([path.read_text(encoding="utf-8") for path in options.source], options.template)
     for split, rows in found.items():
         with replacing(options.out / f"{split}.jsonl") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -317,6 +317,18 @@ def test_descriptions_become_prompts_that_are_split_by_the_family_of_their_name(
     assert {debian_descriptions.split_of(str(n), 0.5) for n in range(20)} == {"train", "test"}
 
 
+def test_packed_descriptions_are_one_message(tmp_path: Path) -> None:
+    """The lists of apt are packed on some machines."""
+    (tmp_path / "a_Translation-en.lz4").write_bytes(b"\x04\x22\x4d\x18\xff")
+    for name in ("a_Translation-en.lz4", "absent"):
+        command = [sys.executable, "-m", "preprocessing.debian_descriptions", str(tmp_path / "out"), "--source"]
+        done = subprocess.run([*command, str(tmp_path / name)], capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 2
+        assert "apt-helper cat-file" in done.stderr
+        assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 class Cart:
     """One number to push: the forward reward is the push, the cost its square, and a push above 2 falls over."""
 
