@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,18 @@ def test_an_endless_world_is_read_in_order() -> None:
     stream = Stream(TaskEntry.model_validate(entry("caption", limit=None)), seed=1)
     numbers = [int(stream.example(position, 0).media_id.split("/")[-1]) for position in range(5)]
     assert numbers == [0, 1, 2, 3, 4]
+
+
+def test_another_seed_reads_an_endless_world_from_elsewhere() -> None:
+    streams = [Stream(TaskEntry.model_validate(entry("caption", limit=None)), seed) for seed in range(40)]
+    first, second = (stream.example(0, 0).media_id for stream in streams[1:3])
+    assert first != second
+    starts = sorted(stream.start for stream in streams)
+    assert min(after - before for before, after in pairwise(starts)) > 10**6  # more than a run reads
+    last = next(stream for stream in streams if stream.start == starts[-1])
+    assert (
+        last.example(last.num_media - last.start, 0).media_id == streams[1].example(0, 0).media_id
+    )  # seed 1 begins at 0
 
 
 @pytest.mark.parametrize(

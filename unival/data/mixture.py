@@ -28,6 +28,7 @@ from unival.schema import GroupConfig, RunConfig, StageConfig, TaskEntry
 from unival.tasks.base import Task, get_task
 
 LARGEST_SHUFFLED_WORLD = 10**7
+GOLDEN_SECTION = 0.381966  # of a circle: its multiples keep apart from each other
 MAX_BAD_IN_SUCCESSION = 20
 BUCKET_FIELD = {"image": "image_px", "video": "num_frames"}
 Loss = tuple[str, str]  # where a row stands, and why it was left out
@@ -74,8 +75,9 @@ class Stream:
         self.num_media = len(self.source) // self.source.variants
         if self.num_media == 0:
             raise UserError(f"no rows for task {entry.task!r}", fix="raise `limit` or give more data")
-        # A generator with billions of rows is already random; a collection is shuffled.
+        # A generator with billions of rows is random as it is, another seed begins elsewhere; a collection is shuffled.
         self.is_endless = entry.source.world is not None and self.num_media > LARGEST_SHUFFLED_WORLD
+        self.start = (seed - 1) * int(GOLDEN_SECTION * self.num_media) % self.num_media
         self.order: BucketOrder | None = None  # in place of a plain shuffle
 
     def example(self, position: int, draw: int) -> Example:
@@ -83,8 +85,10 @@ class Stream:
         epoch, offset = divmod(position, self.num_media)
         if self.order is not None:
             index = self.order[position]
+        elif self.is_endless:
+            index = (self.start + offset) % self.num_media
         else:
-            index = offset if self.is_endless else shuffled(offset, self.num_media, self.seed, epoch)
+            index = shuffled(offset, self.num_media, self.seed, epoch)
         variants = self.source.variants
         return self.row(index * variants + (epoch + draw) % variants, epoch)
 
