@@ -16,7 +16,8 @@ from tests import tiny
 from unival.cli import app
 from unival.codec.base import load_codec, to_grid, to_picture, to_pixels
 from unival.codec.layers import nearest
-from unival.codec.train import SMALL, save_codec, train_codec
+from unival.codec.running_table import RunningTable, spread
+from unival.codec.train import SMALL, colour_axes, fit, initialised, picture_loss, save_codec, train_codec
 from unival.codec.vqgan import VQGAN, CodecConfig, inferred_config
 from unival.errors import UserError, run_cli
 
@@ -158,6 +159,86 @@ def test_a_small_codec_learns_and_is_written(tmp_path: Path) -> None:
     assert isinstance(loaded, VQGAN)
     assert loaded.config == TINY  # with the groups, which tensors do not show
     assert {path.name for path in (tmp_path / "a").iterdir()} == {"codec.json", "evaluation.json", "model.safetensors"}
+
+
+def squares(number: int) -> torch.Tensor:
+    """Return pictures (number, 3, 16, 16) of one coloured square each on a coloured ground."""
+    colours = torch.rand(2, number, 3, 1, 1, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    pictures = colours[0].expand(number, 3, 16, 16).clone()
+    pictures[:, :, 4:10, 5:11] = colours[1]
+    return pictures
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_untrained_codec_lets_colours_pass(seed: int) -> None:
+    torch.manual_seed(seed)
+    pictures = squares(32)  # whose mean colours deviate by 0.52
+
+    @torch.no_grad()
+    def deviation(network: VQGAN) -> float:
+        return network.restore(network.features(pictures)).mean((2, 3)).std(0).mean().item()
+
+    # As PyTorch draws it, it is below 0.02: trained from there, a codec learned shapes and no colours.
+    assert deviation(VQGAN(SMALL)) < 0.04
+    assert deviation(initialised(VQGAN(SMALL))) > 0.06  # 0.09 at least for twelve seeds
+
+
+def test_a_small_codec_learns_the_colours_of_backgrounds_and_things() -> None:
+    torch.manual_seed(0)
+    pictures = squares(16)
+    network = fit(initialised(VQGAN(replace(SMALL, num_codes=64))), pictures, steps=60, batch_size=8, lr=3e-3)
+    codes = network.encode(pictures)
+    error = (network.decode(codes) - pictures).mean((2, 3)).abs().mean() * 127.5
+    assert error < 25  # 14 levels here, 34 with PyTorch's start
+    assert len(codes.unique()) > 45  # 61 here, 38 with PyTorch's start
+
+
+def test_an_error_of_a_rare_hue_costs_more_than_one_of_brightness() -> None:
+    torch.manual_seed(0)
+    brightness, hue = torch.tensor([1.0, 1.0, 1.0]), torch.tensor([-0.5, 1.0, -0.5])
+    amounts = torch.randn(4, 8, 8, 2) * torch.tensor([0.5, 0.1])
+    pictures = (amounts[..., :1] * brightness + amounts[..., 1:] * hue).movedim(-1, 1)
+    pictures += 0.01 * torch.randn_like(pictures)
+    axes = colour_axes(pictures)
+    turned = torch.einsum("ac,bchw->abhw", axes, pictures).flatten(1)
+    assert torch.allclose(turned.cov(), turned[0].var() * torch.eye(3), atol=1e-3)  # all axes weigh the same
+    costs = []
+    for direction in (brightness, hue):
+        error = 0.1 * direction / direction.norm()
+        costs.append(picture_loss(pictures + error[:, None, None], pictures, axes).item())
+    assert costs[1] > 1.5 * costs[0]
+    assert picture_loss(pictures, pictures, axes) == 0.0
+
+
+def test_a_table_starts_from_features_and_follows_their_means() -> None:
+    torch.manual_seed(0)
+    centres = torch.tensor([[0.0, 0.0], [5.0, 0.0], [0.0, 5.0], [5.0, 5.0]])
+    often = torch.tensor([0] * 97 + [1, 2, 3])  # nearly all is background, as in pictures
+    features = (centres[often] + 0.01 * torch.randn(100, 2)).T.view(1, 2, 10, 10)
+    drawn = spread(features[0].flatten(1).T, 4)
+    assert sorted(drawn.round().tolist()) == sorted(centres.tolist())
+    table = torch.zeros(4, 2)
+    running = RunningTable(table, features)
+    codes = nearest(features, table)
+    assert len(codes.unique()) == 4
+    for _ in range(400):
+        running.follow(features + 1.0, codes, may_move=False)
+    background = codes.flatten()[0]
+    mean = (features + 1.0).flatten(2)[0, :, codes.flatten() == background].mean(1)
+    assert torch.allclose(table[background], mean, atol=1e-3)  # 0.98 ** 400 of the start is left
+
+
+def test_a_vector_that_nothing_uses_moves_to_where_the_table_is_worst() -> None:
+    torch.manual_seed(0)
+    features = torch.zeros(1, 2, 4, 4)
+    table = torch.zeros(2, 2)
+    running = RunningTable(table, features)
+    features[0, :, 3, 3] = 7.0
+    codes = torch.zeros(1, 4, 4, dtype=torch.int64)  # the second vector is never used
+    for may_move in (False, True):
+        for _ in range(300):
+            running.follow(features, codes, may_move)
+        assert torch.allclose(table[1], torch.full((2,), 7.0 if may_move else 0.0))
 
 
 def run(*arguments: object) -> int:

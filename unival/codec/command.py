@@ -83,13 +83,13 @@ def decode(
 @app.command()
 def train(
     out: Annotated[Path, typer.Argument(help="Folder for the codec.")],
-    steps: Annotated[int, typer.Option("--steps", min=1)] = 2000,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Updates of 8 pictures each.")] = 1000,
     seed: Annotated[int, typer.Option("--seed")] = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a small codec on the embedded world; prints its error on held-out pictures.
+    """Train a small codec on the embedded world (64 pixels as 256 codes); prints its error on held-out pictures.
 
-    Example: unival codec train codecs/mine --steps 2000
+    Example: unival codec train codecs/mine --steps 1000
     """
     from unival.codec.train import train_codec
 

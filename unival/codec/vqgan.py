@@ -113,23 +113,30 @@ class VQGAN(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         """Return pixels (B, 3, H, W) in [-1, 1] of codes (B, h, w)."""
         vectors = F.embedding(codes, self.quantize.table).movedim(-1, 1)
-        return self.decoder(self.post_quant_conv(vectors)).clamp(-1.0, 1.0)
+        return self.restore(vectors).clamp(-1.0, 1.0)
 
     def features(self, pixels: Tensor) -> Tensor:
         """Return what is quantised (B, embed_dim, h, w)."""
         return self.quant_conv(self.encoder(pixels))
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the reconstruction (B, 3, H, W), the loss of the table and its codes (B, h, w), with gradients.
+    def choose(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the vectors (B, embed_dim, h, w) of the codes of features, the loss of the table, the codes (B, h, w).
 
-        The gradient passes straight through the choice of the codes (van den Oord et al. 2017, arXiv:1711.00937).
+        The gradient passes straight through the choice (van den Oord et al. 2017, arXiv:1711.00937).
         """
-        features = self.features(pixels)
         codes = self.quantize(features)
         vectors = F.embedding(codes, self.quantize.table).movedim(-1, 1)
         table_loss = F.mse_loss(vectors, features.detach()) + COMMITMENT * F.mse_loss(features, vectors.detach())
-        passed = features + (vectors - features).detach()
-        return self.decoder(self.post_quant_conv(passed)), table_loss, codes
+        return features + (vectors - features).detach(), table_loss, codes
+
+    def restore(self, vectors: Tensor) -> Tensor:
+        """Return pixels (B, 3, H, W), not yet cut at -1 and 1, of vectors (B, embed_dim, h, w)."""
+        return self.decoder(self.post_quant_conv(vectors))
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the reconstruction (B, 3, H, W), the loss of the table and its codes (B, h, w), with gradients."""
+        vectors, table_loss, codes = self.choose(self.features(pixels))
+        return self.restore(vectors), table_loss, codes
 
 
 def inferred_config(state: Mapping[str, Tensor], where: str) -> CodecConfig:
