@@ -9,7 +9,7 @@
 # # Pictures as codes
 #
 # UnIVAL generates a picture by writing its codes, as it writes words; a codec turns pictures into codes and codes into
-# pictures. How much of a picture survives 64 codes out of 64?
+# pictures. How much of a picture of 64 pixels survives 256 codes out of 512?
 #
 # What this notebook does not show: a picture generated from text. The released codec (VQGAN of taming-transformers)
 # does not ship, `unival-tiny` was not trained to write codes, and a codec trained for a minute is no base for either.
@@ -25,7 +25,7 @@ from unival.codec.train import train_codec, world_pictures
 
 # %% tags=["parameters"]
 OUT = "../runs/notebooks/codec"
-STEPS, NUM_TRAIN, NUM_TEST = 600, 1000, 200
+STEPS, NUM_TRAIN, NUM_TEST = 400, 1000, 200
 
 # %%
 report = train_codec(OUT, steps=STEPS, num_pictures=NUM_TRAIN, num_test=NUM_TEST)
@@ -35,7 +35,7 @@ with torch.no_grad():
     restored = codec.decode(codes)
 
 # %% [markdown]
-# Pictures of the test split at 64 pixels, their codes (a colour for each of the 64), and what the codes become again.
+# Pictures of the test split at 64 pixels, their codes (a colour for each of the 512), and what the codes become again.
 
 # %%
 figure, axes = plt.subplots(3, 8, figsize=(14, 5.4), layout="constrained")
