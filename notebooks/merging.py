@@ -8,8 +8,8 @@
 # %% [markdown]
 # # Merging: what lies between two specialists?
 #
-# One copy of `unival-tiny` is fine-tuned on captions, another on grounding, both in an art style that it never saw. Half
-# of the way between their weights: is there a model that is good at both, or a barrier?
+# One copy of `unival-tiny` is fine-tuned on captions, another on grounding, both in an art style that it never saw.
+# Half of the way between their weights: is there a model that is good at both, or a barrier?
 
 # %%
 from pathlib import Path
