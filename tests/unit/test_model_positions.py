@@ -116,6 +116,11 @@ def test_picture_codes_start_at_zero_and_fill_a_grid() -> None:
     assert int(ids.sum()) == sum(r * 42 + c + 1 for r in range(16) for c in range(16)) == 82816
 
 
+def test_a_picture_of_more_codes_than_the_table_is_refused_with_both_sizes() -> None:
+    with pytest.raises(ValueError, match=r"16x16 codes does not fit the position table of 12x12.*image_bucket_size"):
+        code_ids(2, 128, 12)
+
+
 def test_a_feature_map_larger_than_the_table_is_refused_with_both_sizes() -> None:
     with pytest.raises(ValueError, match=r"7x3 does not fit the position table of 6x6.*image_bucket_size"):
         grid_ids(1, 7, 3, 6)

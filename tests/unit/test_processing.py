@@ -139,3 +139,15 @@ def test_saving_and_loading_keep_everything(tmp_path: Path) -> None:
     assert (tmp_path / "tokenizer.json").is_file()
     files = "".join(path.read_text() for path in tmp_path.iterdir())
     assert str(tmp_path) not in files
+
+
+def test_a_code_that_the_model_has_not_is_refused_with_its_row() -> None:
+    processor = tiny.processor()
+    last = tiny.NUM_CODES - 1
+    good = Example("1", "draw it", f"<code_0><code_{last}>", writes_codes=True)
+    empty = Example("2", "draw it", "", writes_codes=True)  # nothing to compare with
+    assert processor.collate([good, empty]).writes_codes
+    bad = Example("3", "draw it", f"<code_0><code_{last + 1}>", writes_codes=True, where="pictures.jsonl:7")
+    with pytest.raises(UserError, match=f"its largest is {last + 1}") as caught:
+        processor.collate([good, bad])
+    assert caught.value.where == "pictures.jsonl:7"

@@ -94,8 +94,17 @@ def audio_ids(num_tokens: int, grid_size: int, device: torch.device | str | None
 
 
 def code_ids(length: int, code_image_size: int, grid_size: int, device: torch.device | str | None = None) -> Tensor:
-    """Return the position ids (length,) of a decoder sequence of image codes: bos is 0, then a row-major grid."""
+    """Return the position ids (length,) of a decoder sequence of image codes: bos is 0, then a row-major grid.
+
+    Raises:
+        UserError: If the grid of codes is larger than the position table.
+    """
     side = code_image_size // 8
+    if side > grid_size:
+        raise UserError(
+            f"a picture of {side}x{side} codes does not fit the position table of {grid_size}x{grid_size}",
+            fix="use a smaller code_image_size or a larger image_bucket_size",
+        )
     cell = torch.arange(length - 1, device=device)
     ids = (cell // side).clamp(max=side - 1) * grid_size + cell % side + 1
     return torch.cat([ids.new_zeros(1), ids])

@@ -180,6 +180,7 @@ class UnivalProcessor(ProcessorMixin):
 
         Raises:
             ValueError: If the examples mix modalities, or pictures and texts to write.
+            UserError: If a picture to write has a code that the tokenizer does not.
         """
         modalities = {example.modality for example in examples}
         if len(modalities) != 1:
@@ -189,6 +190,8 @@ class UnivalProcessor(ProcessorMixin):
         pad_id = self.tokenizer.pad_token_id
         prompts = self.encode([example.prompt for example in examples])
         targets = self.encode([example.target for example in examples])
+        if examples[0].writes_codes:
+            check_codes(examples, targets)
         prompt = pad(prompts, pad_id)
         target, prefix = decoder_sides(examples, prompts, targets, pad_id)
         inputs = {"input_ids": prompt, "attention_mask": prompt.ne(pad_id).long()}
@@ -239,3 +242,19 @@ def fast_resize(pixels: np.ndarray, side: int) -> np.ndarray:
 
 
 AutoProcessor.register(UnivalConfig, UnivalProcessor, exist_ok=True)
+
+
+def check_codes(examples: Sequence[Example], targets: Sequence[Sequence[int]]) -> None:
+    """Require that every code of a picture to write is one token.
+
+    Raises:
+        UserError: It is not: the codec has more codes than the model.
+    """
+    for example, target in zip(examples, targets, strict=True):
+        codes = [int(code.partition(">")[0]) for code in example.target.split("<code_")[1:]]
+        if codes and len(target) != len(codes) + 2:  # between <s> and </s>
+            raise UserError(
+                f"a picture has a code that the model has not, its largest is {max(codes)}",
+                where=example.where or f"record {example.uid}",
+                fix="use the codec that the model was made for, or a model with more codes (tokenizer.num_codes)",
+            )
