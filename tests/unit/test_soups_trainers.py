@@ -385,10 +385,9 @@ def test_a_policy_is_scored_by_what_its_most_probable_actions_earn(
 
 def test_a_simulator_that_does_not_load_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "gymnasium.py").write_text("")
     (tmp_path / "mujoco.py").write_text("raise ImportError('Version mismatch\\n  of mujoco')")
-    for name in ("gymnasium", "mujoco"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "gymnasium", SimpleNamespace())
+    monkeypatch.delitem(sys.modules, "mujoco", raising=False)
     with pytest.raises(UserError, match="no simulator: Version mismatch of mujoco") as caught:
         locomotion.open_env("HalfCheetah-v5")
     assert "unival[locomotion]" in str(caught.value)
