@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from unival.checkpoint import load_model, quiet_transformers
 from unival.data.mixture import StageBatches, with_sizes
+from unival.log import peak_resident
 from unival.model.configuration import UnivalConfig
 from unival.model.modeling import UnivalForConditionalGeneration
 from unival.objectives.cross_entropy import Objective
@@ -49,15 +50,8 @@ def run_of(size: str, rows: int) -> RunConfig:
     return with_model_sizes(config, CONFIGS / f"{size}.yaml")
 
 
-def resident(peak: bool = False) -> int:
-    """Return the resident bytes of this process, now or at their peak since `forget_peak`."""
-    name = "VmHWM:" if peak else "VmRSS:"
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024
-
-
 def forget_peak() -> None:
-    """Give freed memory back to the system, and start the peak of the resident set anew."""
+    """Give freed memory back to the system, and start the peak of the resident set anew: it is what is in use now."""
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
@@ -81,9 +75,9 @@ def measure(size: str, rows: int) -> dict[str, Any]:
 
     update()
     forget_peak()
-    before, start = resident(), time.perf_counter()
+    before, start = peak_resident(), time.perf_counter()
     update()
-    seconds, added = time.perf_counter() - start, resident(peak=True) - before
+    seconds, added = time.perf_counter() - start, peak_resident() - before
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         update()
     memory = plan.memory("none", 1, has_average=False)

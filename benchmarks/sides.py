@@ -16,6 +16,7 @@ from transformers import BartConfig, BartForConditionalGeneration, LogitsProcess
 from transformers.modeling_outputs import BaseModelOutput
 
 from unival.checkpoint import load_model, quiet_transformers, save_model
+from unival.log import peak_resident
 from unival.memory import keep_freed_memory
 from unival.model.configuration import UnivalConfig
 from unival.model.modeling import UnivalForConditionalGeneration
@@ -217,7 +218,7 @@ def serve(pipe: Connection, side: str, size: str, folder: Path, threads: int) ->
             seconds = time.perf_counter() - start
             compared = result if name in COMPARED else None
             pipe.send((seconds, compared.numpy() if isinstance(compared, Tensor) else compared))
-    pipe.send(peak())
+    pipe.send(peak_resident())
 
 
 class Remote:
@@ -252,7 +253,7 @@ def load(pipe: Connection, folder: Path, threads: int) -> None:
     stored = {tensor.data_ptr(): tensor for tensor in model.state_dict().values()}
     for tensor in stored.values():  # what is mapped from the file becomes memory when it is read
         tensor.sum()
-    growth, size = peak() - before, sum(tensor.nbytes for tensor in stored.values())
+    growth, size = peak_resident() - before, sum(tensor.nbytes for tensor in stored.values())
     del model, stored
     start = time.perf_counter()
     load_model(folder)
@@ -269,15 +270,6 @@ def loading(folder: Path, threads: int) -> Mapping[str, float]:
     found = pipe.recv()
     process.join()
     return found
-
-
-def peak() -> int:
-    """Return the largest resident memory of this process so far, in bytes (Linux).
-
-    That of `getrusage` starts at what the parent had when it made the process.
-    """
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
 
 
 def resident() -> int:

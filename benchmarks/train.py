@@ -18,7 +18,6 @@ import datetime
 import importlib.util
 import json
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -35,7 +34,7 @@ from unival import train as loop_module
 from unival.batch import Batch
 from unival.checkpoint import load_model, quiet_transformers
 from unival.data.mixture import StageBatches
-from unival.log import MetricsLog
+from unival.log import MetricsLog, peak_resident
 from unival.model.configuration import UnivalConfig
 from unival.model.modeling import UnivalForConditionalGeneration
 from unival.model.processing import UnivalProcessor
@@ -93,8 +92,7 @@ class Timers:
         """Return seconds per step and the share of the processor time outside of the timed functions."""
         steps = len(self.starts) - WARM_UP
         cpu, wall = (self.end[i] - self.starts[WARM_UP][i] for i in (0, 1))
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return {"cpu": cpu / steps, "wall": wall / steps, "overhead": 1 - self.inside / cpu, "peak": peak}
+        return {"cpu": cpu / steps, "wall": wall / steps, "overhead": 1 - self.inside / cpu, "peak": peak_resident()}
 
 
 def settings(options: argparse.Namespace, out: Path) -> RunConfig:
