@@ -19,6 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from unival.atomic import replacing
 from unival.errors import UserError
 
 console = Console(stderr=True, force_jupyter=False)  # a plain line, not a widget, in notebooks
@@ -75,9 +76,8 @@ class MetricsLog:
                     continue  # the line that a killed run was writing
                 if row["step"] < from_step:
                     rows.append(line)
-        whole = path.with_name(f".{path.name}.tmp")  # a kill leaves the old rows or the new ones
-        whole.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
-        whole.replace(path)
+        with replacing(path) as file:  # a kill leaves the old rows or the new ones
+            file.writelines(row + "\n" for row in rows)
         if tensorboard:
             self.board = open_board(path.parent / "tensorboard", from_step)
 

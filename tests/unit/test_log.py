@@ -40,14 +40,13 @@ def test_rows_behind_the_resumed_step_and_cut_lines_are_dropped(tmp_path: Path) 
 
 
 def test_a_kill_while_a_log_is_continued_loses_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, write_text = tmp_path / "metrics.jsonl", Path.write_text
+    path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n')
 
-    def killed(self: Path, text: str, **kwargs: Any) -> None:
-        write_text(self, text[:5])
+    def killed(descriptor: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Path, "write_text", killed)
+    monkeypatch.setattr("os.fsync", killed)
     with pytest.raises(KeyboardInterrupt):
         MetricsLog(path, from_step=3)
     monkeypatch.undo()
