@@ -17,10 +17,11 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from unival.atomic import replacing
+from unival.errors import UserError, run_cli
 
 MIN_WORDS, MAX_WORDS = 30, 60  # longer ones cost most of the time of a training on a processor
 OTHER = ("lib", "python3", "node", "r", "golang", "fonts")  # kinds of packages, by the start of their names
@@ -70,24 +71,25 @@ def build(texts: list[str], template: str = PROMPT, share: float = 0.1) -> dict[
 
 
 def read(path: Path) -> str:
-    """Return the text of a file; one that is packed or not there ends the program with a line that says so."""
+    """Return the text of a file.
+
+    Raises:
+        UserError: It is packed or not there.
+    """
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        print(
-            f"error: cannot read {path}: {error}\n  fix:   unpack it with /usr/lib/apt/apt-helper cat-file",
-            file=sys.stderr,
-        )
-        raise SystemExit(2) from None
+        fix = "unpack it with /usr/lib/apt/apt-helper cat-file"
+        raise UserError(f"cannot be read ({error})", where=str(path), fix=fix) from None
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     """Write the files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--source", type=Path, nargs="+", required=True, help="Translation-en files, unpacked")
     parser.add_argument("--template", default=PROMPT, help="prompt with {name} and {source}")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     found = build([read(path) for path in options.source], options.template)
     options.out.mkdir(parents=True, exist_ok=True)
     for split, rows in found.items():
@@ -97,4 +99,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_cli(lambda args: main(args), sys.argv[1:])
