@@ -241,9 +241,6 @@ def fast_resize(pixels: np.ndarray, side: int) -> np.ndarray:
     return resized[0].permute(1, 2, 0).numpy()
 
 
-AutoProcessor.register(UnivalConfig, UnivalProcessor, exist_ok=True)
-
-
 def check_codes(examples: Sequence[Example], targets: Sequence[Sequence[int]]) -> None:
     """Require that every code of a picture to write is one token.
 
@@ -251,10 +248,14 @@ def check_codes(examples: Sequence[Example], targets: Sequence[Sequence[int]]) -
         UserError: It is not: the codec has more codes than the model.
     """
     for example, target in zip(examples, targets, strict=True):
-        codes = [int(code.partition(">")[0]) for code in example.target.split("<code_")[1:]]
-        if codes and len(target) != len(codes) + 2:  # between <s> and </s>
+        num_codes = example.target.count("<code_")
+        if num_codes and len(target) != num_codes + 2:  # between <s> and </s>
+            largest = max(int(code.partition(">")[0]) for code in example.target.split("<code_")[1:])
             raise UserError(
-                f"a picture has a code that the model has not, its largest is {max(codes)}",
+                f"a picture has a code that the model has not, its largest is {largest}",
                 where=example.where or f"record {example.uid}",
                 fix="use the codec that the model was made for, or a model with more codes (tokenizer.num_codes)",
             )
+
+
+AutoProcessor.register(UnivalConfig, UnivalProcessor, exist_ok=True)
