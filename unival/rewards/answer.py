@@ -30,7 +30,8 @@ def vqa_accuracy(
     if types:
         counts &= [kind in types for kind in fields(predictions, records, "question_type")]
     if answers:
-        counts &= [not set(answers).isdisjoint(found) for found in right]
+        wanted = set(answers)
+        counts &= [not wanted.isdisjoint(found) for found in right]
     return vqa.vqa_accuracy(predictions, right).per_sample * counts
 
 
