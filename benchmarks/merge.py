@@ -5,6 +5,7 @@
     python benchmarks/merge.py --large              # also four models of 2B parameters, bfloat16: 20 GB of disk
     python benchmarks/merge.py --by cpu_seconds     # compares processor seconds: for a machine that others use too
     python benchmarks/merge.py --models runs/models # keeps the models there, and uses those that are there
+    python benchmarks/merge.py --cold               # also from a cold disk; only root of a Linux machine can
 
 mergekit is installed once, from the package index, into an environment of its own under --cache; set SOUPS_MERGEKIT to
 the python of an environment that has it to use that one. Without it, its rows are left out and a line says why.
@@ -203,6 +204,20 @@ def copy_job(models: Sequence[Path], out: Path, log: Path) -> Job:
     return job
 
 
+DROP_CACHES = Path("/proc/sys/vm/drop_caches")
+
+
+def cold(job: Job) -> Job:
+    """Return the job begun with no file in memory."""
+
+    def begun_cold() -> dict[str, float]:
+        os.sync()
+        DROP_CACHES.write_text("3")
+        return job()
+
+    return begun_cold
+
+
 def soups_job(args: Sequence[str], out: Path, log: Path, *, knows_digests: bool = True) -> Job:
     """Return a merge by our command line, with the digests of earlier jobs or without any."""
     cache = log.parent / ("cache" if knows_digests else "empty")
@@ -383,6 +398,11 @@ def targets(rows: Mapping[str, Mapping[str, Any]], error: float, clock: str) -> 
     found = [
         (f"linear, {clock} over plain copy", ratio("soups linear", "plain copy"), 1.5),
         (f"linear, new files, {clock} over plain copy", ratio("soups linear, new files", "plain copy"), 1.5),
+        (
+            f"linear, new files on a cold disk, {clock} over plain copy",
+            ratio("soups linear, new files, cold", "plain copy, cold"),
+            1.5,
+        ),
         (f"linear, new files, {clock} over mergekit", ratio("soups linear, new files", "mergekit linear"), 1 / 3),
         ("linear, new files, peak anonymous MB", rows["soups linear, new files"]["megabytes"], 300.0),
         ("linear, error relative to float64", error, 1e-6),
@@ -422,6 +442,9 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         jobs["mergekit ties"] = mergekit_job(python, recipe, folder / "mergekit_ties", log)
     soups_job(linear, folder / "linear", log)()  # from here on the digests are known
     rows = in_turn(jobs, options.repeats)
+    if options.cold:
+        names = ("plain copy", "soups linear, new files")
+        rows |= in_turn({f"{name}, cold": cold(jobs[name]) for name in names}, options.repeats)
     if python is not None:
         each = []
         for index in range(min(options.sweep_runs, NUM_POINTS)):
@@ -454,6 +477,7 @@ def main() -> None:
     parser.add_argument("--by", choices=("seconds", "cpu_seconds"), default="seconds", help="the clock of the targets")
     parser.add_argument("--sweep-runs", type=int, default=NUM_POINTS, help="of mergekit, for its sweep")
     parser.add_argument("--large", action="store_true", help="also merge four models of 2B parameters")
+    parser.add_argument("--cold", action="store_true", help="also copy and merge what no memory holds; needs root")
     parser.add_argument("--folder", type=Path, help="where to put the results; default: the temporary folder")
     parser.add_argument("--models", type=Path, help="keep the models here; default: with the results, and removed")
     home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "soups-benchmark"
@@ -464,6 +488,8 @@ def main() -> None:
     if options.sweep:
         sweep(options.sweep)
         return
+    if options.cold and not os.access(DROP_CACHES, os.W_OK):
+        parser.error(f"--cold: {DROP_CACHES} cannot be written here")
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="soups-benchmark-") as folder:
         found = measure(options, Path(folder))
     if options.json:

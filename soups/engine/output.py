@@ -19,7 +19,7 @@ from soups.errors import UserError
 from soups.sources.info import ITEM_BYTES, TensorInfo
 
 WEIGHTS_NAME = "model.safetensors"
-SYNC_SECONDS = 0.5
+SYNC_SECONDS = 0.1  # a call returns when the disk is done, so a slow one is not asked more often than it can
 SIDE_FILES = (
     "config.json",
     "generation_config.json",

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 Found = TypeVar("Found")
 Read = Callable[[Checkpoint, str], "torch.Tensor"]  # from a checkpoint and a name to the tensor or a piece of it
 
-PIECE_ELEMENTS = 1 << 17  # 0.5 MB in float32: large enough for the disk, small enough for the cache
-JOB_PIECES = 8  # pieces that are handed out together
+PIECE_ELEMENTS = 1 << 18  # 1 MB in float32: large enough for the disk, small enough for the cache
+JOB_PIECES = 4  # pieces that are handed out together
 BUDGET_BYTES = 256 << 20  # whole tensors in work at the same time; a larger one is in work alone
 WORK_BYTES = 24  # per entry of a whole tensor: a float64 copy and what methods measure
 PYTHON_BYTES = 40 << 20  # what Python and numpy hold before any work
