@@ -96,6 +96,23 @@ def test_columns_are_named_by_hand(folder: Path) -> None:
     assert (rows[0]["answers"], rows[0]["confidences"], rows[0]["question"]) == (["red", "orange"], [1.0, 0.3], "what?")
 
 
+def test_a_field_has_the_names_that_headers_have(folder: Path) -> None:
+    (folder / "own.csv").write_text("bild,antwort\na.png,red\n")
+    run("make", folder / "own.csv", "--from", "csv", "--field", "file=bild", "--field", "answer=antwort")
+    row = json.loads((folder / "own.jsonl").read_text())
+    assert (row["image"], row["answers"]) == ("a.png", ["red"])
+
+
+def test_rows_that_can_only_be_predicted_are_counted(folder: Path) -> None:
+    row = {"image": "a.png", "text": "the red one", "width": 30, "height": 20}
+    rows = [{"uid": "1"} | row, {"uid": "2", "box": [1, 2, 10, 12]} | row]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    check = ("check", folder / "rows.jsonl", "--task", "grounding", "--workers", 0)
+    assert "1 have no label for this task" in run(*check).stdout
+    assert json.loads(run(*check, "--json").stdout)["unlabelled"] == 1
+    assert json.loads(run("check", folder / "rows.jsonl", "--workers", 0, "--json").stdout)["unlabelled"] == 0
+
+
 def write(folder: Path, text: str | bytes) -> Path:
     (folder / "own.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     return folder / "own.csv"
@@ -112,6 +129,10 @@ MISTAKES: dict[str, tuple[Callable[[Path], list[Any]], str]] = {
     "typo": (
         lambda f: ["make", write(f, "bild\na.png\n"), "--from", "csv", "--field", "image=bidl"],
         "did you mean",
+    ),
+    "field twice": (
+        lambda f: ["make", write(f, "a,b\n1,2\n"), "--from", "csv", "--field", "answer=a", "--field", "answers=b"],
+        "given twice: answer, answers",
     ),
     "no pair": (lambda f: ["make", write(f, "bild\n"), "--from", "csv", "--field", "bild"], "is not FIELD=COLUMN"),
     "short row": (

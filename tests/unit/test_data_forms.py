@@ -3,6 +3,7 @@
 import base64
 import binascii
 import gc
+import importlib
 import io
 import json
 import os
@@ -114,7 +115,12 @@ def write_huggingface(folder: Path) -> dict[str, Any]:
             "picture": datasets.Image(),
         }
     )
-    datasets.Dataset.from_list(rows, features=features).save_to_disk(str(folder / "hf"))
+    # A data set as hubs keep it; what `Dataset.from_list` hashes cannot be pickled with pyarrow 24.
+    parquet = importlib.import_module("pyarrow.parquet")
+    table = importlib.import_module("pyarrow").Table.from_pylist(rows, schema=features.arrow_schema)
+    (folder / "hf").mkdir()
+    parquet.write_table(table, folder / "hf" / "train.parquet")
+    datasets.config.HF_DATASETS_CACHE = folder / "cache"
     columns = {"uid": "uid", "image": "picture", "captions": "captions", "image_id": "image_id"}
     return {"huggingface": str(folder / "hf"), "columns": columns}
 

@@ -107,9 +107,11 @@ def _probe(task: str | None) -> Any:
 
     get_task(task)  # an unknown one is no problem of the rows
 
-    def probe(row: Any) -> None:
+    def probe(row: Any) -> bool:
         found = media_of(row)
-        get_task(task, {"modality": found[0]} if found else {}).example(row)
+        known = get_task(task, {"modality": found[0]} if found else {})
+        known.example(row)
+        return known.is_labelled(row)
 
     return probe
 
@@ -124,6 +126,8 @@ def _pair(text: str) -> tuple[str, str]:
 def _print(report: dict[str, Any]) -> None:
     media = ", ".join(f"{number} {kind}" for kind, number in report.get("media", {}).items())
     print(f"{report['rows']} rows ({media}), {report['good']} good")
+    if report["unlabelled"]:
+        print(f"{report['unlabelled']} have no label for this task: they can be predicted, not learned or scored")
     for name, unit in (("width", " px"), ("height", " px"), ("seconds", " s")):
         if name in report:
             low, middle, high = report[name]

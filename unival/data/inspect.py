@@ -24,7 +24,7 @@ from unival.errors import UserError
 TILE_PX, TEXT_PX, COLUMNS = 160, 52, 8
 SOUND_HZ = 8_000
 TEXTS = ("captions", "caption", "question", "text", "answers", "label")
-Probe = Callable[[Mapping[str, Any]], object]
+Probe = Callable[[Mapping[str, Any]], bool]
 
 
 @dataclass
@@ -39,6 +39,7 @@ class Look:
         size: Width and height of pictures and frames.
         seconds: Of a sound.
         text: What the row says, in a line.
+        is_labelled: Whether it has what a task is learned and scored with.
         tile: A small picture of the medium, PNG.
     """
 
@@ -49,15 +50,17 @@ class Look:
     size: tuple[int, int] | None = None
     seconds: float | None = None
     text: str = ""
+    is_labelled: bool = True
     tile: bytes = b""
 
 
 @dataclass
 class Inspection:
-    """What a whole data set looks like."""
+    """What a whole data set looks like; rows without a label can be predicted, neither learned nor scored."""
 
     rows: int = 0
     good: int = 0
+    unlabelled: int = 0
     media: dict[str, int] = field(default_factory=dict)
     width: list[int] = field(default_factory=list)
     height: list[int] = field(default_factory=list)
@@ -84,7 +87,8 @@ def inspect_rows(
         workers: Processes; 0 decodes here, where nothing can be stopped.
         seconds: How long one row may take.
         num_tiles: How many rows, evenly spread, get a small picture.
-        probe: Called with every row; what it raises is a problem of the row (a task that misses a column).
+        probe: Called with every row; says whether it has a label. What it raises is a problem of the row (a task that
+            misses a column).
 
     Returns:
         The summary, and the looks that have a picture or a problem.
@@ -103,6 +107,7 @@ def inspect_rows(
             look.problem = f"the uid {look.uid!r} is also that of {first}"
         found.rows += 1
         found.good += not look.problem
+        found.unlabelled += not look.problem and not look.is_labelled
         media[look.medium] += 1
         if look.size:
             found.width.append(look.size[0])
@@ -126,7 +131,7 @@ def look_at(source: Source, index: int, struck: frozenset[str], is_pictured: boo
         row = source[index]
         look.uid, look.text = str(row.get("uid", "")), _text_of(row)
         if probe is not None:
-            probe(row)
+            look.is_labelled = probe(row)
         found = media_of(row)
         if found is not None:
             look.medium = found[0]

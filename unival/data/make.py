@@ -28,6 +28,7 @@ ALIASES = {
     "label": ("label",),
     "box": ("box", "bbox"),
 }
+FIELDS = {alias: field for field, aliases in ALIASES.items() for alias in aliases}
 CORNERS = ("x0", "y0", "x1", "y1")
 MAX_CELL_CHARS = 10_000_000
 
@@ -39,7 +40,7 @@ def rows_of_csv(path: str | Path, fields: Mapping[str, str] | None = None) -> It
 
     Args:
         path: The file; its first line names the columns.
-        fields: The column of each field, where its header is not understood.
+        fields: The column of each field, where its header is not understood; a field has the names of headers too.
 
     Raises:
         UserError: The file is missing, empty or malformed, or no column is understood; names the line.
@@ -122,9 +123,13 @@ def write_manifest(rows: Iterable[Mapping[str, Any]], path: str | Path, is_repla
     return num_rows
 
 
-def _columns(header: Iterable[str], fields: Mapping[str, str], where: str) -> dict[str, str]:
+def _columns(header: Iterable[str], given: Mapping[str, str], where: str) -> dict[str, str]:
     """Return the column of each field."""
-    names = list(header)
+    names, fields = list(header), {FIELDS.get(name, name): column for name, column in given.items()}
+    if len(fields) < len(given):
+        raise UserError(
+            f"one field is given twice: {', '.join(given)}", where=where, fix=f"fields: {', '.join(ALIASES)}"
+        )
     plain = [name.strip().lower() for name in names]
     by_name = dict(zip(plain, names, strict=True))
     twice = next((name for index, name in enumerate(plain) if name and name in plain[:index]), None)
