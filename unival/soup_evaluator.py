@@ -108,8 +108,8 @@ class Parts:
     Args:
         processor: Of the models.
         parts: Their configurations by name.
-        split, styles, limit: Rows of the embedded world.
-        options: Of the world's generator of pictures, for parts with pictures.
+        split, styles, limit: Rows of the embedded world; sounds have no style.
+        options: Of the world's generators of pictures and clips, for parts with one of them.
         batch_size: Rows per forward pass.
     """
 
@@ -126,14 +126,14 @@ class Parts:
         self.parts = []
         for name, given in parts.items():
             config = PartConfig.model_validate(dict(given))
-            is_image = config.task_args.get("modality", "image") == "image"
+            is_drawn = config.task_args.get("modality", "image") != "audio"
             source = SourceConfig.model_validate(
                 {
                     "world": split,
-                    "styles": list(styles) or None if is_image else None,
+                    "styles": list(styles) or None if is_drawn else None,
                     "content": config.content,
                     "limit": limit,
-                    "options": config.options | (dict(options) if is_image else {}),
+                    "options": config.options | (dict(options) if is_drawn else {}),
                 }
             )
             part = Part(name, config, source, processor)
@@ -293,7 +293,7 @@ def evaluator(
         checkpoint: Model folder that supplies configuration and processor.
         parts: What is scored, see the head of this file.
         split, styles, limit: Rows of the embedded world; styles by default those of the trainings.
-        options: Of the world's generator of pictures, such as `{max_objects: 4}`.
+        options: Of the world's generators of pictures and clips, such as `{max_objects: 2}`.
         batch_size: Rows per forward pass.
     """
     model, processor = load_model(checkpoint)
