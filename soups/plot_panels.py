@@ -13,6 +13,9 @@ from matplotlib.patheffects import withStroke
 
 from soups.figures.spec import GREY, INK, PALE, Spider, Strip, shown
 
+ABOVE = 0.2  # a spoke this near to the vertical has its label above or below
+OUTSIDE = 1.1  # where labels are, in radii
+LONG_LABEL, LETTER_INCHES = 12, 0.092  # bold, at the size of labels
 RINGS = (1 / 3, 2 / 3, 1.0)
 CELL_CHARACTERS, ROW_CHARACTERS = 22, 24  # in a column of a strip, in its first column
 CELL_INCHES, ROW_INCHES, LINE_INCHES, PICTURE_INCHES = 1.55, 1.7, 0.155, 1.3
@@ -24,9 +27,14 @@ Box = tuple[float, float, float, float]
 def draw_spider(canvas: Canvas, box: Box, spider: Spider) -> None:
     """Draw the polygons; rings are at thirds, with their value on every spoke."""
     width, height = canvas.get_size_inches()
-    side = min(box[2] * width, box[3] * height) * 0.86
     angles = np.pi / 2 - np.arange(len(spider.spokes)) * 2 * np.pi / len(spider.spokes)
     rays = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    labels = [_in_lines(spoke.label) for spoke in spider.spokes]
+    side = min(box[2] * width, box[3] * height) * 0.86
+    for ray, label in zip(rays, labels, strict=True):  # those beside the map must fit beside it
+        if abs(ray[0]) >= ABOVE:
+            room = box[2] * width / 2 - max(map(len, label.split("\n"))) * LETTER_INCHES
+            side = min(side, max(2 * room / (OUTSIDE * abs(ray[0])), side / 2))
     lower = (1 + rays[:, 1].min()) / 2  # an odd number of spokes leaves room below: the middle is that of the map
     x = box[0] + box[2] / 2 - side / width / 2
     y = box[1] + box[3] / 2 - side / height * (1 + lower) / 2
@@ -36,15 +44,17 @@ def draw_spider(canvas: Canvas, box: Box, spider: Spider) -> None:
     axes.set_ylim(-1, 1)
     for ring in RINGS:
         axes.plot(*_closed(rays * ring).T, color=PALE, linewidth=0.9, zorder=1)
-    for ray, spoke in zip(rays, spider.spokes, strict=True):
+    for ray, spoke, label in zip(rays, spider.spokes, labels, strict=True):
         axes.plot([0, ray[0]], [0, ray[1]], color=PALE, linewidth=0.9, zorder=1)
-        side_of = "center" if abs(ray[0]) < 0.2 else "left" if ray[0] > 0 else "right"
-        x, y = ray * 1.1
-        axes.text(x, y, spoke.label, ha=side_of, va="center", fontsize=10.5, color=INK, weight="bold")
+        side_of = "center" if abs(ray[0]) < ABOVE else "left" if ray[0] > 0 else "right"
+        value_side = "right" if side_of == "left" else "left"  # towards the middle, away from the label
+        x, y = ray * OUTSIDE
+        level = "center" if side_of != "center" else "bottom" if ray[1] > 0 else "top"
+        axes.text(x, y, label, ha=side_of, va=level, fontsize=10.5, color=INK, weight="bold")
         for ring in RINGS:
             value = spoke.worst + ring * (spoke.best - spoke.worst)
             x, y = ray * (ring - 0.05) + np.array([abs(ray[1]), -abs(ray[0])]) * 0.03
-            text = axes.text(x, y, shown(value), fontsize=7, color=GREY, ha="left", va="center", zorder=6)
+            text = axes.text(x, y, shown(value), fontsize=7, color=GREY, ha=value_side, va="center", zorder=6)
             text.set_path_effects([withStroke(linewidth=2.0, foreground="white")])
     for polygon in spider.polygons:
         corners = _closed(rays * relative(spider, polygon.values)[:, None])
@@ -61,6 +71,12 @@ def draw_spider(canvas: Canvas, box: Box, spider: Spider) -> None:
         axes.fill(*corners.T, color=polygon.colour, alpha=0.06, zorder=3)
     if spider.title:
         axes.set_title(spider.title, fontsize=10)
+
+
+def _in_lines(label: str) -> str:
+    """Break a label that is long behind its last colon, slash or space."""
+    cut = max(label.rfind(mark) for mark in ":/ ") + 1
+    return label if len(label) <= LONG_LABEL or not 0 < cut < len(label) else f"{label[:cut].rstrip()}\n{label[cut:]}"
 
 
 def relative(spider: Spider, values: object) -> np.ndarray:

@@ -15,6 +15,7 @@ from PIL import Image
 from soups.errors import UserError
 from soups.figures import Inputs, draw, kind_names
 from soups.interactive import page
+from soups.plot import draw as draw_canvas
 from soups.plot import save_figure
 from soups.results import Result
 
@@ -101,6 +102,21 @@ def test_a_spider_map_runs_from_the_worst_to_the_best():
     assert [spoke.label for spoke in spider.spokes] == ["CIDEr", "Brevity", "Speed"]
     assert (spider.spokes[0].worst, spider.spokes[0].best) == (0.0, 1.0)
     assert [polygon.name for polygon in spider.polygons] == ["init", "first", "second", "uniform soup", "morl"]
+
+
+@pytest.mark.parametrize("number", [3, 5, 6])
+def test_long_names_of_metrics_stay_on_the_page(number):
+    metrics = {f"accuracy of boxes:number {i}": float(i) for i in range(number)}
+    scores = {name: [value] for name, value in metrics.items()}
+    results = [Result(name, {name: 1.0}, metrics, 1, scores) for name in ("a", "b")]
+    canvas = draw_canvas(draw("spider", Inputs({"main": results})))
+    labels = [text for axes in canvas.axes for text in axes.texts if "number" in text.get_text()]
+    assert len(labels) == number
+    page_box = canvas.bbox
+    for label in labels:
+        box = label.get_window_extent()
+        assert page_box.x0 <= box.x0 < box.x1 <= page_box.x1
+        assert page_box.y0 <= box.y0 < box.y1 <= page_box.y1
 
 
 def test_a_preference_for_one_metric_gives_its_expert_all():
