@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.scripts import load_script
 from unival.metrics.bleu import bleu
 from unival.metrics.cider import CiderD, DocumentFrequencies, cider_d
 from unival.metrics.rouge import rouge_l
@@ -51,3 +52,15 @@ def test_bleu_equals_pycocoevalcap(fixture: dict[str, Any], name: str) -> None:
 
 def test_rouge_l_equals_pycocoevalcap(fixture: dict[str, Any]) -> None:
     assert_equal(rouge_l(fixture["predictions"], fixture["references"]), fixture["scores"]["rouge_l"])
+
+
+@pytest.mark.slow
+def test_five_thousand_captions_equal_pycocoevalcap_itself() -> None:
+    pytest.importorskip("pycocoevalcap", reason="needs the extra `coco-java`")
+    script = load_script(Path(__file__).parent / "make_metrics_fixtures.py")
+    predictions, references = script.caption_samples(5000, 5, seed=7)
+    expected, _ = script.score_captions(predictions, references)
+    assert_equal(cider_d(predictions, references), expected["cider_d"])
+    assert_equal(rouge_l(predictions, references), expected["rouge_l"])
+    for name, score in bleu(predictions, references).items():
+        assert_equal(score, expected[name])
