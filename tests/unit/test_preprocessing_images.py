@@ -13,6 +13,7 @@ from preprocessing import (
     coco,
     gqa,
     join_manifests,
+    negative_samples,
     nocaps,
     ok_vqa,
     refcoco,
@@ -80,6 +81,13 @@ def test_coco_puts_restval_into_training_and_keeps_captions_raw(tmp_path: Path) 
             "dataset": "coco",
         }
     ]
+    annotations = [{"image_id": 42, "category_id": kind} for kind in (3, 1, 3)]
+    categories = [{"id": 1, "name": "dog"}, {"id": 3, "name": "car"}]
+    write(tmp_path, "instances.json", {"annotations": annotations, "categories": categories})
+    rows = written(coco.build(tmp_path, [str(tmp_path / "instances.json")]), tmp_path)
+    assert rows["coco/test"][0]["objects"] == ["car", "dog"]
+    assert "objects" not in rows["coco/val"][0]
+    assert negative_samples.collect(rows["coco/test"])[1] == ["car", "dog"]
 
 
 def test_nocaps_is_cut_by_domain(tmp_path: Path) -> None:
