@@ -160,6 +160,12 @@ def test_vqa_scores_by_agreement_of_answers() -> None:
     assert scores["accuracy"].tolist() == pytest.approx([1.0, 0.9, 1.0])
 
 
+def test_vqa_normalises_references_as_the_official_script_does_when_asked() -> None:
+    records = [{"uid": "1", "question": "how many?", "answers": ["two"] * 6 + ["three"] * 4}]
+    assert get_task("vqa").score(["2"], records)["accuracy"].tolist() == [1.0]
+    assert get_task("vqa", {"official_references": True}).score(["2"], records)["accuracy"].tolist() == [0.0]
+
+
 def test_grounding_reads_boxes_back_in_pixels_and_scores_them() -> None:
     task = get_task("grounding")
     record = {"width": 200, "height": 100, "box": [0, 0, 100, 100]}

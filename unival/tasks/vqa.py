@@ -22,11 +22,14 @@ class Task(TaskArgs):
 
     Attributes:
         prompt: Holds `{question}`.
+        official_references: Treat what people answered as the official script does, which normalises the prediction
+            fully and references in part: "two" then never matches "2". For numbers to compare with papers.
         add_objects: Name the first 30 words of the record's `objects` after the question. The original's scripts don't.
     """
 
     monitor: ClassVar[str] = "accuracy"
     prompt: str = "{question}"
+    official_references: bool = False
     add_objects: bool = False
 
     def example(self, record: Mapping[str, Any]) -> Example:
@@ -56,7 +59,9 @@ class Task(TaskArgs):
         if all("confidences" in record for record in records):
             soft = [dict(zip(column(r, "answers"), r["confidences"], strict=True)) for r in records]
             return {"accuracy": np.array([s.get(p, 0.0) for p, s in zip(predictions, soft, strict=True)])}
-        return {"accuracy": vqa_accuracy(predictions, [column(record, "answers") for record in records]).per_sample}
+        answers = [column(record, "answers") for record in records]
+        found = vqa_accuracy(predictions, answers, official_references=self.official_references)
+        return {"accuracy": found.per_sample}
 
 
 def best_answer(record: Mapping[str, Any]) -> str:
