@@ -9,7 +9,7 @@ import inspect
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from unival.checkpoint import load_model
 from unival.data.source import Source, open_source, row_name
 from unival.errors import UserError, did_you_mean
 from unival.evaluation.answering import closed_set, code_options, fixed_draws, generate, hypotheses, search_options
+from unival.evaluation.loading import Ready, load
 from unival.evaluation.predictions import MemoryStore, PredictionStore, Row, text_fields
-from unival.evaluation.provenance import settings, split_hash, text_hash, weights_hash
+from unival.evaluation.provenance import files_of, settings, split_hash, text_hash, weights_hash
 from unival.evaluation.submission import check_kind, write_submission
 from unival.log import console, track
 from unival.metrics.bootstrap import bootstrap_mean
@@ -36,12 +37,16 @@ from unival.training.distributed import World
 
 @dataclass(slots=True)
 class Evaluation:
-    """Predictions and per-sample scores of one task on one split; records hold no media."""
+    """Predictions and per-sample scores of one task on one split; records hold no media.
+
+    `bad` says which media could not be decoded: their predictions are those of an empty text.
+    """
 
     records: list[Mapping[str, Any]]
     predictions: list[Any]
     scores: Scores
     corpus: dict[str, float]
+    bad: list[str] = field(default_factory=list)
 
     def summary(self) -> dict[str, Any]:
         """Return means with 95 % bootstrap intervals, and means per question type where rows have one."""
@@ -49,6 +54,8 @@ class Evaluation:
         summary: dict[str, Any] = {"samples": len(self.records), "metrics": means}
         if self.corpus:
             summary["corpus"] = self.corpus
+        if self.bad:
+            summary["bad_rows"] = self.bad
         if "accuracy" in self.scores and all("question_type" in record for record in self.records):
             summary["question_types"] = self._by_type()
         return summary
@@ -78,12 +85,15 @@ def evaluate(
     description: str = "evaluate",
     store: PredictionStore | None = None,
     rerank: Reward | None = None,
+    workers: int = 0,
+    max_bad_rows: int = 0,
 ) -> Evaluation:
     """Evaluate a task on all rows of a source (one row per medium where the source offers several).
 
     `num_beams` and `options` are those of `generate`. With a `store`, rows that it holds are not predicted again, the
     others are shared by its processes, and every process returns the whole evaluation. A split without any label has
     predictions and no scores. With `rerank`, the hypothesis of the search with the highest reward is the prediction.
+    `workers` processes decode media, each of which is killed when one takes too long; `max_bad_rows` media may fail.
     """
     model.eval()
     store = store or MemoryStore()
@@ -92,11 +102,10 @@ def evaluate(
     todo = [index for index in range(len(source)) if index not in rows][world.rank :: world.size]
     # The draws of a sample belong to its row, whatever the batch and the process.
     size = 1 if (options or {}).get("sampling") else batch_size
-    starts = range(0, len(todo), size)
-    for start in track(starts, description, len(starts)) if world.is_main else starts:
-        store.append(
-            predict_rows(model, processor, task, source, todo[start : start + size], num_beams, options, rerank)
-        )
+    chunks = [todo[start : start + size] for start in range(0, len(todo), size)]
+    loaded = load(processor, task, source, chunks, workers, max_bad_rows)
+    for ready in track(loaded, description, len(chunks)) if world.is_main else loaded:
+        store.append(predict_rows(model, processor, task, ready, num_beams, options, rerank))
     store.wait()
     rows = store.rows()
     missing = [index for index in range(len(source)) if index not in rows]
@@ -106,33 +115,35 @@ def evaluate(
     records = [rows[index]["record"] for index in range(len(source))]
     predictions = [rows[index]["prediction"] for index in range(len(source))]
     scores: Scores = {} if rerank is None else {"reward": np.array([rows[i]["reward"] for i in range(len(source))])}
+    bad = [f"{row_name(source, i)}: {rows[i]['bad']}" for i in range(len(source)) if "bad" in rows[i]]
     if not any(map(task.is_labelled, records)):
-        return Evaluation(records, predictions, scores, {})
+        return Evaluation(records, predictions, scores, {}, bad)
     scores |= task.score(predictions, records)
-    return Evaluation(records, predictions, scores, task.corpus(predictions, records))
+    return Evaluation(records, predictions, scores, task.corpus(predictions, records), bad)
 
 
 def predict_rows(
     model: UnivalForConditionalGeneration,
     processor: UnivalProcessor,
     task: Task,
-    source: Source,
-    indices: Sequence[int],
+    ready: Ready,
     num_beams: int,
     options: Mapping[str, Any] | None,
     rerank: Reward | None = None,
 ) -> list[Row]:
-    """Return the predictions for some rows of a source."""
-    records = [source[index] for index in indices]
-    examples = [
-        replace(task.example(record), where=row_name(source, index))
-        for index, record in zip(indices, records, strict=True)
-    ]
-    batch = processor.collate(examples)
-    with fixed_draws(examples[0]) if (options or {}).get("sampling") else contextlib.nullcontext():
-        found = hypotheses(model, processor, task, batch.inputs, num_beams, options)
+    """Return the predictions for some rows of a source; for a medium that cannot be decoded, that of no text."""
+    found: Iterator[Sequence[str]] = iter(())
+    if ready.batch is not None:
+        examples = ready.batch.examples
+        with fixed_draws(examples[0]) if (options or {}).get("sampling") else contextlib.nullcontext():
+            found = iter(hypotheses(model, processor, task, ready.batch.inputs, num_beams, options))
     rows = []
-    for index, record, texts in zip(indices, records, found, strict=True):
+    for index, record in zip(ready.indices, ready.records, strict=True):
+        if index in ready.bad:
+            row = {"index": index, "record": text_fields(record), "prediction": task.parse("", record)}
+            rows.append(row | {"bad": ready.bad[index]} | ({} if rerank is None else {"reward": 0.0}))
+            continue
+        texts = next(found)
         predictions = [task.parse(text, record) for text in (texts[:1] if rerank is None else texts)]
         row = {"index": index, "record": text_fields(record), "prediction": predictions[0]}
         if rerank is not None:
@@ -164,6 +175,8 @@ def run_evaluation(
         description=f"evaluate {config.name}",
         store=store,
         rerank=reward,
+        workers=config.workers,
+        max_bad_rows=config.max_bad_rows,
     )
 
 
@@ -269,7 +282,7 @@ def known_settings(
     search_settings = search_options(task, answers, no_prompt, config.num_beams, changes)
     known = settings(model, processor, task, config, search_settings, weights)
     if config.rerank is not None:
-        known["rerank"] = config.rerank.model_dump(mode="json")
+        known |= {"rerank": config.rerank.model_dump(mode="json"), "rerank_files": files_of(config.rerank.args)}
     return known | {"answers": {"number": len(texts), "sha256": text_hash(texts)} if texts else None}
 
 

@@ -229,6 +229,10 @@ class EvaluationConfig(Section):
     task_args: dict[str, Any] = Field(default_factory=dict)
     source: SourceConfig
     batch_size: int = Field(default=64, gt=0)
+    workers: int = Field(default=1, ge=0)
+    """Processes that decode media; with 0 this one does, and a decoder that hangs cannot be killed."""
+    max_bad_rows: int = Field(default=0, ge=0)
+    """So many rows may have a medium that cannot be decoded. They are named, predicted as an empty text and scored."""
     num_beams: int = Field(default=1, gt=0)
     search: dict[str, Any] = Field(default_factory=dict)
     """Further options of the search: fields of `unival.generate.SearchOptions`, such as `{no_repeat_ngram_size: 3}`."""

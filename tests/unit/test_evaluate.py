@@ -14,6 +14,7 @@ from tests import tiny
 from unival import evaluate as module
 from unival.errors import UserError
 from unival.evaluate import Evaluation, changed_processor, evaluate, evaluate_all, predict_rows, task_for
+from unival.evaluation.loading import make_ready
 from unival.evaluation.predictions import PredictionStore, text_fields
 from unival.evaluation.provenance import split_hash, weights_hash
 from unival.schema import EvaluationConfig
@@ -126,7 +127,9 @@ def test_processes_share_the_rows_and_each_is_predicted_once(tmp_path: Path, siz
         rows = Rows()
         todo = list(range(NUM_ROWS))[rank::size]
         part = PredictionStore(tmp_path / "parts", World(rank=rank))
-        part.append(predict_rows(tiny.model(), tiny.processor(), get_task("vqa", task_args), rows, todo, 1, None))
+        task = get_task("vqa", task_args)
+        ready = make_ready(tiny.processor(), task, rows, todo)
+        part.append(predict_rows(tiny.model(), tiny.processor(), task, ready, 1, None))
         seen += rows.read
     assert sorted(seen) == list(range(NUM_ROWS))
     store = PredictionStore(tmp_path / "parts", World())
@@ -325,7 +328,7 @@ def test_a_suite_killed_in_its_second_evaluation_keeps_the_first(
     whole = evaluate_all(tiny.model(), tiny.processor(), configs, tmp_path / "whole")
 
     def dies(*args: Any) -> Any:
-        if args[5] == 2:  # the beams of the second
+        if args[4] == 2:  # the beams of the second
             raise Killed
         return original(*args)
 
@@ -333,7 +336,7 @@ def test_a_suite_killed_in_its_second_evaluation_keeps_the_first(
     with pytest.raises(Killed):
         evaluate_all(tiny.model(), tiny.processor(), configs, tmp_path / "out")
     beams = []
-    monkeypatch.setattr(module, "predict_rows", lambda *args: beams.append(args[5]) or original(*args))
+    monkeypatch.setattr(module, "predict_rows", lambda *args: beams.append(args[4]) or original(*args))
     assert evaluate_all(tiny.model(), tiny.processor(), configs, tmp_path / "out") == whole
     assert set(beams) == {2}
     assert not (tmp_path / "out" / ".unfinished").exists()

@@ -126,8 +126,9 @@ def looks_like_text(stream: BinaryIO) -> bool:
 
 def _open_path(path: Path, kind: str) -> BinaryIO:
     try:
-        if path.is_dir():
-            raise UserError(f"expected one {kind} file, got a folder", where=str(path))
+        if path.exists() and not path.is_file():  # to open a pipe waits for somebody who writes to it
+            what = "a folder" if path.is_dir() else "a pipe or a device"
+            raise UserError(f"expected one {kind} file, got {what}", where=str(path))
         return path.open("rb")
     except FileNotFoundError:
         raise UserError(f"the {kind} file does not exist", str(path), _similar_name(path)) from None

@@ -1,6 +1,7 @@
 """What can change the numbers of an evaluation, written beside them: model, tokenizer, data, search, versions."""
 
 import hashlib
+import inspect
 import json
 import platform
 from collections.abc import Iterable, Mapping
@@ -18,12 +19,12 @@ from unival.model.processing import UnivalProcessor
 from unival.schema import EvaluationConfig
 from unival.tasks.base import Task
 
-PACKAGES = ("transformers", "tokenizers", "numpy", "pillow", "av", "soundfile", "torchvision")
-FILE_ARGUMENTS = ("document_frequencies", "candidates_file", "captions_file", "objects_file", "answer_types_file")
-PROCESSOR_FIELDS = (
-    *("num_bins", "image_px", "video_px", "num_frames", "sample_rate", "audio_seconds", "video_fit"),
-    *("pixel_mean", "pixel_std", "audio_pad", "audio_crop", "audio_int16"),
+PACKAGES = (
+    *("transformers", "tokenizers", "numpy", "pillow", "av", "soundfile", "torchvision", "torchaudio", "timm"),
+    *("decord", "torchcodec", "datasets", "open_clip_torch"),
 )
+FILE_ARGUMENTS = ("document_frequencies", "candidates_file", "captions_file", "objects_file", "answer_types_file")
+PROCESSOR_FIELDS = tuple(inspect.signature(UnivalProcessor).parameters)[1:]  # but for the tokenizer
 
 
 def settings(
@@ -105,6 +106,13 @@ def file_hash(path: str | Path) -> str | None:
         return None
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def files_of(arguments: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return the sha256 of every file that arguments name, and of the files of every folder, by path."""
+    paths = [Path(value) for value in arguments.values() if isinstance(value, str) and value]
+    found = [file for path in paths for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+    return {str(path): file_hash(path) for path in found if path.is_file()}
 
 
 def file_state(path: str | None) -> dict[str, int] | None:
