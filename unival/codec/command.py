@@ -81,6 +81,33 @@ def decode(
 
 
 @app.command()
+def score(
+    pictures: Annotated[Path, typer.Argument(help="Folder of generated pictures, as `codec decode` writes them.")],
+    inception: Annotated[Path | None, typer.Option("--inception", help="Weights, for FID and Inception Score.")] = None,
+    against: Annotated[Path | None, typer.Option("--against", help="Real pictures, or .npz; for FID.")] = None,
+    clip: Annotated[Path | None, typer.Option("--clip", help="Folder of transformers, or file of open_clip.")] = None,
+    clip_name: Annotated[str | None, typer.Option("--clip-name", help="Architecture of that file.")] = None,
+    captions: Annotated[Path | None, typer.Option("--captions", help="The file that was decoded, for CLIP.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print FID, Inception Score and CLIP similarity, with networks from files that you have.
+
+    Example: unival codec score pictures --inception weights.pth --against coco.npz --clip clip/ --captions rows.jsonl
+    """
+    if inception is None and clip is None:
+        raise UserError("nothing to score with", fix="give --inception FILE, --clip MODEL or both")
+    if against is not None and inception is None:
+        raise UserError("--against needs --inception", fix="give the weights of the network that compares")
+    if clip is not None and captions is None:
+        raise UserError("--clip needs --captions", fix="give the file that `codec decode` read")
+    from unival.codec.score import score_pictures
+
+    rows = read_rows(captions) if captions is not None else []
+    report = score_pictures(pictures, inception, against, clip, clip_name, rows)
+    print(json.dumps(report) if as_json else "\n".join(f"{name}: {value:.6g}" for name, value in report.items()))
+
+
+@app.command()
 def train(
     out: Annotated[Path, typer.Argument(help="Folder for the codec.")],
     steps: Annotated[int, typer.Option("--steps", min=1, help="Updates of 8 pictures each.")] = 1000,
