@@ -23,14 +23,15 @@ from soups.errors import UserError
 from soups.methods import Method
 from soups.points import explicit
 from soups.recipes.coefficients import Rule
-from soups.recipes.compute import compute_into, raw_of
+from soups.recipes.compute import compute_into, disagree, raw_of
 from soups.recipes.policies import Action, Policies, resolve
-from soups.state import Checkpoint, files_without_digest, read_digests, record_digests
+from soups.state import Checkpoint, Reader, files_without_digest, read_digests, record_digests
 
 if TYPE_CHECKING:
     import torch
 
 RECIPE_NAME = "merge_recipe.yaml"
+MAX_COMPARED_BYTES = 1 << 26
 NO_DIGEST = "0" * 64  # as long as a digest
 
 
@@ -166,6 +167,7 @@ def merge(recipe: Recipe, out_dir: Path, *, shard_bytes: int | None = None) -> N
     needs_torch, forks = any(task.needs_torch for task in tasks), can_fork()
     with ExitStack() as stack:
         readers = {checkpoint: stack.enter_context(checkpoint.reader()) for checkpoint in recipe.inputs}
+        _check_integers(recipe, readers)
         folder = stack.enter_context(new_folder(out_dir))
         if needs_torch or not recipe.is_commutative:
             _read_digests_first(recipe, needs_torch)
@@ -180,6 +182,21 @@ def merge(recipe: Recipe, out_dir: Path, *, shard_bytes: int | None = None) -> N
         (folder / "README.md").write_text(model_card(recipe), encoding="utf-8")
         if recipe.text:
             (folder / RECIPE_NAME).write_text(recipe.text, encoding="utf-8")
+
+
+def _check_integers(recipe: Recipe, readers: Mapping[Checkpoint, Reader]) -> None:
+    """Compare tensors that must agree before anything is written; large ones are compared when their turn comes."""
+    for name, action in recipe.actions.items():
+        source = action.source or name
+        models = [recipe.checkpoints[index] for part in recipe.actions[source].parts for index in part.models]
+        is_small = action.info.num_bytes <= MAX_COMPARED_BYTES and all(c.is_contiguous(source) for c in models)
+        if action.how != "agree" or not is_small or source in recipe.given:
+            continue
+        stored = [bytearray(checkpoint.infos[source].num_bytes) for checkpoint in models]
+        for checkpoint, content in zip(models, stored, strict=True):
+            readers[checkpoint].fill(source, 0, memoryview(content))
+        if any(content != stored[0] for content in stored):
+            raise disagree(source)
 
 
 def _read_digests_first(recipe: Recipe, needs_torch: bool) -> None:

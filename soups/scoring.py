@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from soups.engine.live import LiveSoup
+from soups.engine.live import LiveSoup, check_kept
 from soups.errors import UserError
 from soups.evaluator import Evaluator, FileEvaluator, checked_samples, checked_scores, load_evaluator
 from soups.merge import merge
@@ -49,7 +49,10 @@ class Scorer:
     @cached_property
     def _soup(self) -> LiveSoup:
         assert not isinstance(self._evaluator, FileEvaluator)
-        return LiveSoup(self._sweep, self._evaluator.state())
+        live = self._evaluator.state()
+        soup = LiveSoup(self._sweep, live)
+        check_kept(live, self._evaluator.state(), self._sweep.evaluator)
+        return soup
 
     def score(self, point: Point) -> Result:
         """Return the scores of one point."""

@@ -299,6 +299,20 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def check_file(path: Path | None) -> None:
+    """Refuse a name under which no file can be written, before the work whose result it is to hold.
+
+    Raises:
+        UserError: it is a folder, or lies below a file.
+    """
+    if path is None:
+        return
+    below = next(folder for folder in path.absolute().parents if folder.exists())
+    if path.is_dir() or not below.is_dir():
+        what = "this is a folder" if path.is_dir() else f"{below.name!r} is a file, not a folder"
+        raise UserError(what, where=str(path), fix="name a file to write")
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace a file atomically: a temporary file beside it, synced, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -149,6 +149,21 @@ class Sweep:
         return {model.name: extra.described() for model, extra in self.method.extras}
 
 
+def check_distinct(sweep: Sweep) -> None:
+    """Require models to differ: between copies there is nothing to sweep, and their corners would be one result.
+
+    Raises:
+        UserError: two have the same weights.
+    """
+    read_digests(sweep.checkpoints)
+    names: dict[str, str] = {}
+    for checkpoint in sweep.checkpoints:
+        other = names.setdefault(checkpoint.digest, checkpoint.name)
+        if other != checkpoint.name:
+            what = f"{other!r} and {checkpoint.name!r} are the same weights"
+            raise UserError(what, where=str(checkpoint.path), fix="give each model once")
+
+
 def run_sweep(
     sweep: Sweep,
     points: Sequence[Point],

@@ -40,8 +40,9 @@ def command(
     """
     from soups.diff import diff
     from soups.path import barriers, disagreement, paths
-    from soups.state import write_text
+    from soups.state import check_file, write_text
 
+    check_file(out)
     checkpoints = options.open_models(models, name, base=base)
     if len(checkpoints) < 2:
         raise UserError("one model has nothing to differ from", where="MODELS", fix="give two or more")
@@ -65,11 +66,10 @@ def _scored(
 ) -> list[Result]:
     """Return the scores along the paths: those of a folder, completed if there is an evaluator."""
     from soups.points import grid
-    from soups.results import read_results
     from soups.sweep import Sweep, run_sweep
 
     if evaluator is None and program is None:
-        return [] if results is None else read_results(results)
+        return [] if results is None else _results_of(checkpoints, results)
     if results is None:
         raise UserError("nowhere to keep the scores", where="--results", fix="give a folder: --results runs/path")
     spec, args = options.evaluator_of(evaluator, program, arg)
@@ -78,6 +78,17 @@ def _scored(
     design = [point for point in grid(len(checkpoints), points) if sum(weight != 0 for weight in point) < 3]
     with progress(len(design), "path") as on_result:
         return run_sweep(sweep, design, results, on_result)
+
+
+def _results_of(checkpoints: list[Any], folder: Path) -> list[Result]:
+    """Return the scores in the folder of a sweep of these models."""
+    from soups.results import read_manifest, read_results
+
+    swept = {entry["sha256"] for entry in ((read_manifest(folder) or {}).get("checkpoints") or {}).values()}
+    other = next((c.name for c in checkpoints if c.digest not in swept), None) if swept else None
+    if other is not None:
+        raise UserError(f"a sweep of other models: {other!r} is none of them", where=str(folder), fix="sweep these")
+    return read_results(folder)
 
 
 def _lines(data: dict[str, Any]) -> list[str]:

@@ -42,8 +42,9 @@ def command(
     """
     from soups.engine.output import check_free
     from soups.search.learn import learn, load_objective, save_learned
-    from soups.state import write_text
+    from soups.state import check_file, write_text
 
+    check_file(out)
     checkpoints = options.open_models(models, name)
     objective = load_objective(loss, models[0], options.key_values("--arg", arg))
     if save is not None:

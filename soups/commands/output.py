@@ -29,6 +29,13 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
                 traceback.print_exc()
             print(f"error: {error}", file=sys.stderr)
             raise typer.Exit(2) from None
+        except OSError as error:
+            # A path that is a folder, a file, full or forbidden; others are defects and show where they are.
+            if kwargs.get("debug") or error.filename is None:
+                raise
+            fix = "check the path, its permissions and the disk"
+            print(f"error: {error.strerror}\n  where: {error.filename}\n  fix: {fix}", file=sys.stderr)
+            raise typer.Exit(2) from None
         except KeyboardInterrupt:
             print("interrupted; the same command continues where it stopped", file=sys.stderr)
             raise typer.Exit(130) from None

@@ -48,7 +48,9 @@ def command(
     """
     from soups.results import read_results
     from soups.search.pick import pick, table_of
+    from soups.state import check_file
 
+    check_file(recipe)
     wanted = options.named_numbers(preference, "--preference")
     num_new = _refine(results_dir, wanted, refine, by, raw=raw, seed=seed) if refine else 0
     table = table_of(read_results(results_dir), wanted, raw=raw)

@@ -69,7 +69,7 @@ def command(
     Example: soups sweep recipe.yaml --command "python eval.py {model} --out {result}" -o runs/sweep
     """
     from soups.shares import launched_share, submit, take_gpu
-    from soups.sweep import run_sweep
+    from soups.sweep import check_distinct, run_sweep
 
     spec, args = options.evaluator_of(evaluator, program, arg)
     given = _from_flags(models, name, method, param, base, integers, extrapolate=extrapolate, ema=ema)
@@ -77,6 +77,8 @@ def command(
     swept = _sweep(given, spec, args, [*(module or ()), *depths], depths)
     num_models, num_parts = len(swept.checkpoints), 1 + len(swept.labels)
     design = _design(num_models, points, limits, weights, corners, random, seed, num_parts)
+    swept.recipe(design[0]).check()
+    check_distinct(swept)
     if cluster is not None:
         params = options.key_values("--cluster-arg", cluster_arg)
         started = submit(swept, design, out, num_jobs=jobs, cluster=cluster, params=params)

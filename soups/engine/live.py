@@ -129,6 +129,18 @@ def check_live(infos: Mapping[str, Any], live: Mapping[str, torch.Tensor], spec:
         )
 
 
+def check_kept(live: Mapping[str, torch.Tensor], again: Mapping[str, torch.Tensor], spec: str) -> None:
+    """Require an evaluator to give the same tensors twice: what is written into copies never reaches its model.
+
+    Raises:
+        UserError: names one that is elsewhere the second time.
+    """
+    for name, tensor in live.items():
+        if name not in again or place(again[name]) != place(tensor):
+            what = f"state() gives copies, {name!r} is another tensor at every call: no mixture would reach the model"
+            raise UserError(what, where=spec, fix="return what the model computes with: model.state_dict()")
+
+
 def place(tensor: torch.Tensor) -> tuple[Any, ...]:
     """Return what two names of the same memory have in common: device, address, shape and strides."""
     return (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride())

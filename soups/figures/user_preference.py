@@ -31,8 +31,10 @@ def figure(inputs: Inputs) -> Figure:
         raise UserError("this figure needs both models alone", where="SWEEPS", fix="sweep with --points")
     means = scores.mean(axis=1)
     worst, best = means[experts].min(axis=0), means[experts].max(axis=0)
-    if inputs.init is not None:
-        best = np.array([inputs.init[x], inputs.init[y]])
+    init = None if inputs.init is None else np.array([inputs.init[x], inputs.init[y]])
+    is_unit = init is not None and bool((init > worst).all())  # an init below the experts is no unit: it turns the axis
+    if init is not None and is_unit:
+        best = init
     scale = np.where(best != worst, best - worst, 1.0)
     scores, means = (scores - worst) / scale, (means - worst) / scale
     # The last model is the specialist of y when it has the better y; else a preference for y means the first.
@@ -53,8 +55,9 @@ def figure(inputs: Inputs) -> Figure:
         curves.append(_curve("cross-validated", lambda weights: _cross_validated(scores, weights), INK, "solid"))
     for index, (name, given) in enumerate(inputs.series.items()):
         rows = (given.mean(axis=1) - worst) / scale
-        curves.append(_curve(f"{name}, trained for it", _nearest_training(rows), PALETTE[index], "solid"))
-    unit = "0: worst model, 1: init" if inputs.init else "0: worst model, 1: best model"
+        colour = PALETTE[index % len(PALETTE)]
+        curves.append(_curve(f"{name}, trained for it", _nearest_training(rows), colour, "solid"))
+    unit = "0: worst model, 1: init" if is_unit else "0: worst model, 1: best model"
     plane = Plane(f"preference for {written(y)} over {written(x)}", f"preferred score ({unit})", curves)
     caption = "Cross-validated: chosen on four fifths of the samples, scored on the others."
     return Figure("What a user gets", [plane], caption if scores.shape[1] > 1 else "")

@@ -109,7 +109,7 @@ def _copied(out: Raw, given: Raw) -> None:
 
 def _agreed_raw(name: str, out: Raw, inputs: Sequence[Raw]) -> None:
     if any((inputs[0].data != other.data).any() for other in inputs[1:]):
-        raise _disagree(name)
+        raise disagree(name)
     _copied(out, inputs[0])
 
 
@@ -130,11 +130,12 @@ def _normalized(weights: Sequence[float]) -> list[float]:
 
 def _agreed(name: str, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     if any(not tensors[0].equal(other) for other in tensors[1:]):
-        raise _disagree(name)
+        raise disagree(name)
     return tensors[0]
 
 
-def _disagree(name: str) -> UserError:
+def disagree(name: str) -> UserError:
+    """Return the error about an integer tensor that the models have not in common."""
     return UserError(
         f"integer tensor {name!r} differs between the models",
         fix="say which it shall be: --integers first, max or from:NAME",

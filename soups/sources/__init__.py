@@ -6,6 +6,7 @@ Nothing here imports torch or reads a weight; the data is read by `soups.state`,
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from soups.errors import UserError
@@ -44,9 +45,22 @@ def read_infos(path: Path, *, average: bool = False) -> dict[str, TensorInfo]:
                     fix="save the checkpoint again",
                 )
             infos[name] = info
+    _check_index(path, infos)
     if not infos:
         raise UserError("checkpoint without tensors", where=str(path), fix="save the checkpoint again")
     return infos
+
+
+def _check_index(path: Path, infos: Mapping[str, TensorInfo]) -> None:
+    """Require the shards of a folder to hold every tensor that their index names."""
+    index = next((path / name for name in FOLDER_FILES if (path / name).is_file()), path)
+    if index.suffix != ".json":
+        return
+    absent = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"]) - set(infos))
+    if absent:
+        listed = ", ".join(absent[:MAX_LISTED])
+        what = f"the index names {len(absent)} tensors that no shard holds: {listed}"
+        raise UserError(what, where=str(index), fix="copy the shards and the index of one save")
 
 
 def _read_file(path: Path, *, average: bool) -> dict[str, TensorInfo]:

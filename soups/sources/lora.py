@@ -109,6 +109,8 @@ class Adapter:
         for layer, parts in found.items():
             if not {"A", "B"} <= set(parts):
                 raise corrupt(self.path, f"{layer!r} has only {', '.join(parts)}")
+            if self.config.get("use_dora") and "magnitude_vector" not in parts:
+                raise corrupt(self.path, f"a DoRA (use_dora), and {layer!r} has no magnitude vector")
         return {
             layer: Update(
                 parts["A"], parts["B"], self._scale(layer, parts["A"]), magnitude=parts.get("magnitude_vector")

@@ -248,7 +248,7 @@ def test_06_the_released_curves_give_the_published_indicators(name):
     result = compare([PointSet("soups", rs, rs[None]), PointSet("morl", morl, morl[None])])
     soups, trained = result["sets"]
     assert (soups["num_points"], soups["equal"]["num_points"], trained["num_points"]) == (21, 11, 11)
-    allowed = tolerance(name, rs, morl)
+    allowed = min(tolerance(name, rs, morl), 3e-3)
     for key, wanted in zip(("hypervolume", "igd_plus", "epsilon"), TABLE[name], strict=True):
         found = [row[key]["value"] for row in (soups, soups["equal"], trained)]
         for value, number in zip(found, wanted, strict=True):

@@ -129,6 +129,17 @@ def test_a_preference_for_one_metric_gives_its_expert_all():
     assert found["cross-validated"].marks[10].y == pytest.approx(0.75)
 
 
+def test_an_init_below_the_experts_is_no_unit_and_many_trainings_have_a_colour():
+    plain = curves(draw("user-preference", Inputs({"main": MAIN})))
+    series = {f"training {i}": SERIES["morl"] for i in range(12)}
+    found = curves(
+        draw("user-preference", Inputs({"main": MAIN}, init={"cider": -3.0, "brevity": -3.0}, series=series))
+    )
+    for name in ("coefficient = preference", "cross-validated"):
+        assert [mark.y for mark in found[name].marks] == pytest.approx([mark.y for mark in plain[name].marks])
+    assert sum("trained for it" in name for name in found) == 12
+
+
 def test_metrics_are_relative_to_the_init_or_to_the_first_model():
     found = curves(draw("metrics-vs-lambda", Inputs({"main": MAIN}, init=INIT)))
     assert [mark.y for mark in found["CIDEr"].marks] == pytest.approx([r.metrics["cider"] / 0.2 for r in MAIN])

@@ -146,6 +146,9 @@ def test_bin_folders_single_and_sharded_read_as_one(tmp_path):
     index.write_text(json.dumps({"weight_map": files}))
     assert same(open_checkpoint(tmp_path / "one").load(), whole)
     assert same(open_checkpoint(tmp_path / "two").load(), whole)
+    index.write_text(json.dumps({"weight_map": files | {"ghost": files["a"]}}))
+    with pytest.raises(UserError, match="the index names 1 tensors that no shard holds: ghost"):
+        open_checkpoint(tmp_path / "two")
     index.write_text(json.dumps({"weight_map": {"a": "../one/pytorch_model.bin"}}))
     with pytest.raises(UserError, match=r"1 of 1 shards are missing: pytorch_model\.bin"):
         open_checkpoint(tmp_path / "two")

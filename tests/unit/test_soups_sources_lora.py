@@ -214,6 +214,7 @@ def test_copies_stacked_are_the_adapter_itself(tmp_path):
         ({"peft_type": "IA3"}, "peft_type IA3"),
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights pissa_niter_4, which changes the base"),
         ({"use_qalora": True}, "use_qalora"),
+        ({"use_dora": True}, "no magnitude vector"),
         ({"base_model_name_or_path": "someone/model"}, "the base of this adapter, 'someone/model', is not here"),
     ],
 )
