@@ -247,8 +247,7 @@ def _legend_columns(figure: Figure) -> int:
     names = [name for name, _ in _legend_entries(figure)]
     room = _panel_size(figure)[0] * figure.num_columns + (figure.num_columns - 1) * GAP
     for columns in range(len(names), 1, -1):
-        rows = -(-len(names) // columns)
-        groups = [names[start : start + rows] for start in range(0, len(names), rows)]
+        groups = [list(group) for group in np.array_split(np.array(names, dtype=object), columns)]
         if sum(0.62 + 0.072 * max(map(len, group)) for group in groups) <= room:
             return columns
     return 1

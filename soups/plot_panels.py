@@ -47,14 +47,14 @@ def draw_spider(canvas: Canvas, box: Box, spider: Spider) -> None:
     for ray, spoke, label in zip(rays, spider.spokes, labels, strict=True):
         axes.plot([0, ray[0]], [0, ray[1]], color=PALE, linewidth=0.9, zorder=1)
         side_of = "center" if abs(ray[0]) < ABOVE else "left" if ray[0] > 0 else "right"
-        value_side = "right" if side_of == "left" else "left"  # towards the middle, away from the label
         x, y = ray * OUTSIDE
         level = "center" if side_of != "center" else "bottom" if ray[1] > 0 else "top"
         axes.text(x, y, label, ha=side_of, va=level, fontsize=10.5, color=INK, weight="bold")
         for ring in RINGS:
             value = spoke.worst + ring * (spoke.best - spoke.worst)
             x, y = ray * (ring - 0.05) + np.array([abs(ray[1]), -abs(ray[0])]) * 0.03
-            text = axes.text(x, y, shown(value), fontsize=7, color=GREY, ha=value_side, va="center", zorder=6)
+            away = "right" if side_of == "left" and ring == RINGS[-1] else "left"  # from the label
+            text = axes.text(x, y, shown(value), fontsize=7, color=GREY, ha=away, va="center", zorder=6)
             text.set_path_effects([withStroke(linewidth=2.0, foreground="white")])
     for polygon in spider.polygons:
         corners = _closed(rays * relative(spider, polygon.values)[:, None])

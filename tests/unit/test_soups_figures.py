@@ -104,6 +104,21 @@ def test_a_spider_map_runs_from_the_worst_to_the_best():
     assert [polygon.name for polygon in spider.polygons] == ["init", "first", "second", "uniform soup", "morl"]
 
 
+def test_a_legend_of_many_models_stays_on_the_page():
+    metrics = {"a": 0.5, "b": 0.2, "c": 0.1}
+    names = ["detail", "brevity", "bleu", "rouge", "names"]
+    results = [
+        Result(n, {k: float(k == n) for k in names}, metrics, 1, {k: [v] for k, v in metrics.items()}) for n in names
+    ]
+    uniform = Result("u", dict.fromkeys(names, 0.2), metrics, 1, {k: [v] for k, v in metrics.items()})
+    others = {"MORL": [Result("m", {"m": 1.0}, metrics, 1, {k: [v] for k, v in metrics.items()})]}
+    canvas = draw_canvas(draw("spider", Inputs({"main": [*results, uniform], **others}, init=metrics)))
+    canvas.canvas.draw()
+    (legend,) = canvas.legends
+    assert len(legend.get_texts()) == 8
+    assert legend.get_window_extent().x1 <= canvas.bbox.x1
+
+
 @pytest.mark.parametrize("number", [3, 5, 6])
 def test_long_names_of_metrics_stay_on_the_page(number):
     metrics = {f"accuracy of boxes:number {i}": float(i) for i in range(number)}
