@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import runpy
 import shlex
@@ -10,9 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from soups.cli import app
+from soups.methods import Method, method_params
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```(python|yaml|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -55,3 +58,28 @@ def run(line: str, number: int) -> str:
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, f"block {number}: {line}\n{done.output}{done.exception!r}"
     return words[0]
+
+
+def test_the_method_of_the_page_keeps_the_laws(tmp_path):
+    text = (ROOT / "docs" / "soups.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```python\n# method: trimmed_mean\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    (tmp_path / "trimmed_mean.py").write_text(block)
+    spec = importlib.util.spec_from_file_location("trimmed_mean", tmp_path / "trimmed_mean.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert method_params(module) == {"trim": 0.2}
+    method = Method("trimmed_mean", method_params(module), module)
+    models = [torch.randn(3, 5, generator=torch.Generator().manual_seed(seed)) for seed in range(5)]
+
+    def merged(tensors, weights):
+        out = torch.empty_like(tensors[0])
+        method.merge_into(out, tensors, weights)
+        return out
+
+    expected = torch.stack(models).double().sort(dim=0).values[1:4].mean(dim=0)
+    torch.testing.assert_close(merged(models, [0.2] * 5).double(), expected, atol=1e-6, rtol=0)
+    assert torch.equal(merged(models, [0.2] * 5), merged(models[::-1], [0.2] * 5))
+    assert torch.equal(merged([models[0]] * 4, [0.25] * 4), models[0])
+    assert torch.equal(merged(models, [0, 0, 1, 0, 0]), models[2])
