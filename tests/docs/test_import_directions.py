@@ -28,6 +28,8 @@ LEVELS: dict[str, list[set[str]]] = {
         {
             "evaluate",
             "evaluation.answering",
+            "evaluation.loading",
+            "evaluation.result",
             "evaluation.predictions",
             "evaluation.provenance",
             "training.building",
