@@ -5,7 +5,6 @@ can be killed and continued, with any number of processes (`docs/tasks.md`).
 """
 
 import contextlib
-import inspect
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ from unival.errors import UserError, did_you_mean
 from unival.evaluation.answering import closed_set, code_options, fixed_draws, generate, hypotheses, search_options
 from unival.evaluation.loading import Ready, load
 from unival.evaluation.predictions import MemoryStore, PredictionStore, Row, text_fields
-from unival.evaluation.provenance import files_of, settings, split_hash, text_hash, weights_hash
+from unival.evaluation.provenance import PROCESSOR_FIELDS, files_of, settings, split_hash, text_hash, weights_hash
 from unival.evaluation.result import Evaluation
 from unival.evaluation.submission import check_kind, write_submission
 from unival.log import console, track
@@ -154,13 +153,14 @@ def changed_processor(processor: UnivalProcessor, changes: Mapping[str, Any]) ->
     Raises:
         UserError: If there is no such field.
     """
-    names = list(inspect.signature(UnivalProcessor).parameters)[1:]
     for name in changes:
-        if name not in names:
-            raise UserError(f"unknown processor option {name!r}", fix=did_you_mean(name, names))
+        if name not in PROCESSOR_FIELDS:
+            raise UserError(f"unknown processor option {name!r}", fix=did_you_mean(name, PROCESSOR_FIELDS))
     if not changes:
         return processor
-    return UnivalProcessor(processor.tokenizer, **{name: getattr(processor, name) for name in names} | dict(changes))
+    return UnivalProcessor(
+        processor.tokenizer, **{name: getattr(processor, name) for name in PROCESSOR_FIELDS} | dict(changes)
+    )
 
 
 def evaluate_all(

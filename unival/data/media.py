@@ -126,7 +126,7 @@ def looks_like_text(stream: BinaryIO) -> bool:
 
 def _open_path(path: Path, kind: str) -> BinaryIO:
     try:
-        if path.exists() and not path.is_file():  # to open a pipe waits for somebody who writes to it
+        if not path.is_file() and path.exists():  # to open a pipe waits for somebody who writes to it
             what = "a folder" if path.is_dir() else "a pipe or a device"
             raise UserError(f"expected one {kind} file, got {what}", where=str(path))
         return path.open("rb")
