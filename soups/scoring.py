@@ -112,7 +112,7 @@ def score_points(
 
 def _score_in_workers(sweep: Sweep, points: Sequence[Point], out_dir: Path, num_workers: int) -> Iterator[Result]:
     context = multiprocessing.get_context("spawn")  # a forked child may not use CUDA
-    gpus = _visible_gpus()
+    gpus = visible_gpus()
     todo = iter(points)
     processes: dict[Connection, Any] = {}
     try:
@@ -165,7 +165,7 @@ def _work(connection: Connection, sweep: Sweep, out_dir: Path, num_workers: int,
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     try:
-        _share_cores(num_workers)
+        share_cores(num_workers)
         scorer = Scorer(sweep, out_dir)
         while True:
             connection.send(("scored", scorer.score(connection.recv())))
@@ -179,13 +179,15 @@ def _work(connection: Connection, sweep: Sweep, out_dir: Path, num_workers: int,
         connection.send(message)
 
 
-def _share_cores(num_workers: int) -> None:
+def share_cores(num_workers: int) -> None:
+    """Take one worker's part of the processor's cores for torch."""
     import torch
 
     torch.set_num_threads(max(1, torch.get_num_threads() // num_workers))
 
 
-def _visible_gpus() -> list[str]:
+def visible_gpus() -> list[str]:
+    """Return what CUDA_VISIBLE_DEVICES may be set to, for one GPU each."""
     import torch
 
     named = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -32,6 +32,9 @@ def run(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Folder of the study; default: runs/studies/NAME.")
     ] = None,
+    workers: Annotated[
+        int, typer.Option("--workers", min=1, help="Trainings, and then processes that score, at the same time.")
+    ] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the trainings and which are done.")] = False,
     as_json: options.AsJson = False,
     debug: options.Debug = False,
@@ -50,7 +53,7 @@ def run(
         lines = [f"{'done' if row['done'] else 'to do'}  {row['id']}: {' '.join(row['command'])}" for row in rows]
         show({"out": str(root), "trainings": rows}, lines, as_json)
         return
-    content = run_study(loaded, root, lambda line: print(line, file=sys.stderr, flush=True))
+    content = run_study(loaded, root, lambda line: print(line, file=sys.stderr, flush=True), workers)
     paths = [f"report: {root / PAGE_NAME}", f"data: {root / JSON_NAME}"]
     show(content, [*_lines(content), *paths], as_json)
 

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from soups.engine.jobs import num_cores
 from soups.errors import UserError
 from soups.merge import Recipe, merge
 from soups.methods import get_method
+from soups.scoring import visible_gpus
 from soups.state import Checkpoint, open_checkpoint, write_text
 from soups.study import guard
 from soups.study.plan import Node, Plan
@@ -94,25 +98,45 @@ class Models:
             return (self.folder(node) / DONE).is_file()
         return not node.needs or self.folder(node).is_dir()
 
-    def make_all(self) -> None:
+    def make_all(self, num_workers: int = 1) -> None:
         """Train and merge what is not there.
 
+        Args:
+            num_workers: trainings at the same time; each gets its part of the cores, or a GPU of its own in turn.
+
         Raises:
-            UserError: a command failed, or wrote no checkpoint.
+            UserError: a command failed, or wrote no checkpoint. Other trainings that run come to their end first.
         """
         trainings = self.plan.trainings()
-        todo = [node.id for node in trainings if not self.is_done(node)]
+        waiting = [node for node in self.plan.nodes.values() if not self.is_done(node)]
+        todo = [node.id for node in waiting if node.is_training]
         self.report(f"{len(trainings)} trainings, {len(trainings) - len(todo)} of them done")
-        for node in self.plan.nodes.values():
-            if self.is_done(node):
-                continue
-            if node.is_training:
-                self.report(f"training {todo.index(node.id) + 1}/{len(todo)}: {node.id}")
-                self._train(node)
-            else:
-                members = [self.checkpoint(needed) for needed in node.needs]
-                weights = [1 / len(members)] * len(members)
-                merge(Recipe(members, weights, get_method("linear"), None, self.plan.study.integers), self.folder(node))
+        free = environments(num_workers)
+        running: dict[Future[None], tuple[Node, dict[str, str]]] = {}
+        with ThreadPoolExecutor(num_workers) as pool:
+            while waiting or running:
+                ready = [node for node in waiting if self._can_start(node)]
+                for node in ready:
+                    if not node.is_training:
+                        self._merge(node)
+                    elif free:
+                        self.report(f"training {todo.index(node.id) + 1}/{len(todo)}: {node.id}")
+                        environment = free.pop(0)
+                        running[pool.submit(self._train, node, environment)] = node, environment
+                    else:
+                        continue
+                    waiting.remove(node)
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    free.append(running.pop(future)[1])
+                    future.result()
+
+    def _can_start(self, node: Node) -> bool:
+        return all(self.is_done(self.plan.nodes[needed]) for needed in node.needs.values())
+
+    def _merge(self, node: Node) -> None:
+        members = [self.checkpoint(needed) for needed in node.needs.values()]
+        weights = [1 / len(members)] * len(members)
+        merge(Recipe(members, weights, get_method("linear"), None, self.plan.study.integers), self.folder(node))
 
     def seconds(self) -> dict[str, float]:
         """Return how long each training took."""
@@ -130,11 +154,11 @@ class Models:
             words = [word.replace(f"{{{place}}}", value) for word in words]
         return words
 
-    def _train(self, node: Node) -> None:
+    def _train(self, node: Node, environment: Mapping[str, str]) -> None:
         folder, words = self.folder(node), self.command(node)
         folder.mkdir(parents=True, exist_ok=True)
         start = time.monotonic()
-        run(words, folder / LOG)
+        run(words, folder / LOG, environment)
         try:
             open_checkpoint(self.path(node.id))
         except UserError as error:
@@ -149,7 +173,17 @@ class Models:
         write_text(folder / DONE, json.dumps(content, indent=1) + "\n")
 
 
-def run(words: list[str], log: Path) -> None:
+def environments(num_workers: int) -> list[dict[str, str]]:
+    """Return what each of several trainings at the same time adds to the environment: its threads, its GPU."""
+    if num_workers == 1:
+        return [{}]
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, num_cores() // num_workers)))
+    gpus = visible_gpus()
+    own_gpu = [{"CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)]} if gpus else {} for index in range(num_workers)]
+    return [{"OMP_NUM_THREADS": threads} | gpu for gpu in own_gpu]
+
+
+def run(words: list[str], log: Path, environment: Mapping[str, str] | None = None) -> None:
     """Run a program to its end, its output in a file.
 
     Raises:
@@ -162,7 +196,10 @@ def run(words: list[str], log: Path) -> None:
         raise UserError(f"no program called {words[0]!r}", where=shlex.join(words), fix="install it, or give its path")
     with log.open("ab") as output:
         command = [sys.executable, guard.__file__, program, *words[1:]]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT) as child:
+        env = os.environ | (environment or {})
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, env=env
+        ) as child:
             try:
                 code = child.wait()
             except KeyboardInterrupt:

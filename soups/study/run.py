@@ -15,27 +15,33 @@ from soups.study.parts import Models, locked
 from soups.study.plan import make_plan
 from soups.study.schema import Study
 from soups.study.scores import score_all
+from soups.study.workers import works_done
 
 JSON_NAME, PAGE_NAME = "report.json", "report.html"
 
 
-def run_study(study: Study, root: Path, report: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+def run_study(
+    study: Study, root: Path, report: Callable[[str], None] = lambda line: None, num_workers: int = 1
+) -> dict[str, Any]:
     """Do everything that is not done, write the report, return its content.
 
     Args:
         study: what to do.
         root: the folder of the study; it may hold parts of other versions of it, which are used where they fit.
         report: called with a line about everything that is begun.
+        num_workers: trainings, and then processes that score, at the same time.
 
     Raises:
         UserError: something does not fit, or a command failed.
+        RuntimeError: a process that scores died.
         KeyboardInterrupt: interrupted; the same call continues.
     """
     plan = make_plan(study)
     with locked(root):
         models = Models(plan, root, report)
-        models.make_all()
-        table = score_all(plan, models, root, report)
+        models.make_all(num_workers)
+        with works_done(plan, models, root, num_workers) as do:
+            table = score_all(plan, do, report)
         report("report")
         collector = Collector(plan, table, models)
         content = collector.report()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,33 +47,66 @@ def key_of(mixture: Mixture) -> str:
     return f"{mixture.kind}/{mixture.name}/{mixture.seed}"
 
 
-def score_all(plan: Plan, models: Models, root: Path, report: Report) -> Table:
-    """Score everything, split by split, so that one evaluator is in memory at a time."""
+@dataclass(frozen=True)
+class Work:
+    """One call of the judge of a split: the name of its method, and the arguments."""
+
+    split: str
+    method: str
+    args: tuple[Any, ...]
+
+
+class Judges:
+    """Does works; of the judges, the last is kept, so that one evaluator is in memory at a time."""
+
+    def __init__(self, plan: Plan, models: Models, root: Path) -> None:
+        self._plan, self._models, self._root = plan, models, root
+        self._last: Judge | None = None
+
+    def do(self, work: Work) -> Any:
+        """Return what the judge of the split answers."""
+        if self._last is None or self._last.split != work.split:
+            self._last = Judge(self._plan, self._models, self._root, work.split)
+        return getattr(self._last, work.method)(*work.args)
+
+
+Do = Callable[[Sequence[Work]], Iterable[Any]]
+
+
+def score_all(plan: Plan, do: Do, report: Report) -> Table:
+    """Score everything, split by split.
+
+    Args:
+        plan: what to score; its models are there.
+        do: answers works in their order, here or in several processes.
+        report: called with a line about everything that is begun.
+    """
     table = Table()
     evaluation = plan.study.evaluation
     mixtures = plan.mixtures
     if evaluation.selection is not None:
-        judge = Judge(plan, models, root, SELECTION, evaluation.selection)
         report("scores on the samples that choose")
-        for mixture in (mixture for mixture in mixtures if mixture.greedy):
-            table.greedy[key_of(mixture)] = judge.greedy(mixture)
+        searched = [mixture for mixture in mixtures if mixture.greedy]
+        found = do([Work(SELECTION, "greedy", (mixture,)) for mixture in searched])
+        table.greedy |= zip(map(key_of, searched), found, strict=True)
         mixtures = [_settled(mixture, table) for mixture in mixtures]
-        _score(judge, table, [mixture for mixture in mixtures if mixture.kind == "merge"])
-    for number, (name, split) in enumerate(evaluation.splits.items(), start=1):
-        judge = Judge(plan, models, root, name, split.args)
+        _score(SELECTION, table, [mixture for mixture in mixtures if mixture.kind == "merge"], do)
+    for number, name in enumerate(evaluation.splits, start=1):
         report(f"scores {number}/{len(evaluation.splits)}: {name}")
         if number > 1:  # fronts and barriers are drawn on the first split only
             mixtures = [mixture for mixture in mixtures if mixture.kind in ("model", "merge", "spider")]
-        _score(judge, table, mixtures)
-        for pair in plan.study.pairs if number == 1 else ():
-            for seed in plan.study.seeds:
-                table.ensembles[" | ".join(pair.of), seed, name] = judge.ensembles(pair, seed)
+        _score(name, table, mixtures, do)
+        if number == 1:
+            pairs = [(pair, seed) for pair in plan.study.pairs for seed in plan.study.seeds]
+            found = do([Work(name, "ensembles", args) for args in pairs])
+            keys = ((" | ".join(pair.of), seed, name) for pair, seed in pairs)
+            table.ensembles |= zip(keys, found, strict=True)
     return table
 
 
-def _score(judge: Judge, table: Table, mixtures: Sequence[Mixture]) -> None:
-    for mixture in mixtures:
-        table.results[key_of(mixture), judge.split] = judge.score(mixture)
+def _score(split: str, table: Table, mixtures: Sequence[Mixture], do: Do) -> None:
+    found = do([Work(split, "score", (mixture,)) for mixture in mixtures])
+    table.results |= zip(((key_of(mixture), split) for mixture in mixtures), found, strict=True)
 
 
 def _settled(mixture: Mixture, table: Table) -> Mixture:
@@ -88,9 +121,10 @@ def _settled(mixture: Mixture, table: Table) -> Mixture:
 class Judge:
     """Scores mixtures on one split; the evaluator is loaded when the first point is missing."""
 
-    def __init__(self, plan: Plan, models: Models, root: Path, split: str, args: Mapping[str, Any]) -> None:
+    def __init__(self, plan: Plan, models: Models, root: Path, split: str) -> None:
         self.plan, self.models, self.evaluation, self.split = plan, models, plan.study.evaluation, split
-        self.args = dict(self.evaluation.args) | dict(args)
+        own = self.evaluation.selection if split == SELECTION else self.evaluation.splits[split].args
+        self.args = dict(self.evaluation.args) | dict(own or {})
         described = json.dumps([self.evaluation.evaluator, self.args], sort_keys=True)
         self.root = root / "scores" / f"{slug(split)}-{hashlib.sha256(described.encode()).hexdigest()[:8]}"
         self._evaluator: Any = None

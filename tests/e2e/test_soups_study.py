@@ -19,6 +19,7 @@ from soups.cli import app
 from soups.errors import UserError
 from soups.state import write_bytes
 from soups.study.config import load_study
+from soups.study.parts import environments, run
 from soups.study.run import run_study
 
 # A model is two numbers; a reward is near its own target, so that mixtures are better than their ends' mean.
@@ -212,6 +213,42 @@ def test_the_page_needs_nothing_from_outside() -> None:
         assert Path("out", name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_workers_change_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("soups.study.run.save_figures", two_small_figures)
+    study = load_study(Path("study.yaml"), ["seeds=[1]", "resamples=20"])
+    alone = run_study(study, Path("alone"))
+    order = trainings()
+    together = run_study(study, Path("together"), num_workers=2)
+    assert without_times(together) == without_times(alone)
+    again = [out.replace("together", "alone") for out in trainings()[len(order) :]]
+    assert sorted(again) == sorted(order)
+    position = {Path(out).parent.name.rpartition("-")[0]: index for index, out in enumerate(again)}
+    assert position["east-from-mean"] > max(position[name] for name in ("east", "north", "up"))
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_what_other_trainings_reached_is_kept_when_one_fails(num_workers: int) -> None:
+    Path("trainer.py").write_text(TRAINER.replace("goal = [", "assert 'north' not in rewards\n    goal = ["))
+    study = load_study(Path("study.yaml"), ["seeds=[1]", "merges={}", "spider=null", "paths=[]"])
+    with pytest.raises(UserError, match="AssertionError"):
+        run_study(study, Path("out"), num_workers=num_workers)
+    done = {path.parent.name.partition("-")[0] for path in Path("out").rglob("done.json")}
+    assert "east" in done
+    assert "north" not in done
+
+
+def test_each_of_several_trainings_has_its_part_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("soups.study.parts.num_cores", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert environments(1) == [{}]
+    assert environments(3) == [{"OMP_NUM_THREADS": "2"}] * 3
+    monkeypatch.setattr("soups.study.parts.visible_gpus", lambda: ["4", "7"])
+    assert [found["CUDA_VISIBLE_DEVICES"] for found in environments(3)] == ["4", "7", "4"]
+    Path("said.py").write_text("import os\nprint(os.environ['OMP_NUM_THREADS'], os.environ['CUDA_VISIBLE_DEVICES'])\n")
+    run(["python", "said.py"], Path("log.txt"), environments(3)[1])
+    assert Path("log.txt").read_text() == "2 7\n"
+
+
 def test_only_what_changed_is_done_again() -> None:
     small = ["seeds=[1]", "merges={}", "spider=null", "paths=[]", "pairs.0.chains=[]"]
     first = run_study(load_study(Path("study.yaml"), small), Path("out"))
@@ -307,6 +344,33 @@ def test_a_training_ends_with_the_study_that_was_killed() -> None:
             return
         time.sleep(0.1)
     pytest.fail("the training went on")
+
+
+@pytest.mark.slow
+def test_processes_that_score_end_with_the_study_that_was_killed() -> None:
+    endless = "    Path(f'{os.getpid()}.pid').write_text('here\\n')\n    time.sleep(600)\n    return ModelEvaluator"
+    text = SCORES.replace("    return ModelEvaluator", endless)
+    Path("study_scores.py").write_text("import os, time\nfrom pathlib import Path\n" + text)
+    changes = ["seeds=[1]", "merges={}", "evaluation.selection=null", "spider=null", "paths=[]", "pairs.0.chains=[]"]
+    words = [sys.executable, "-m", "soups", "study", "run", "study.yaml", *changes, "-o", "out", "--workers", "2"]
+    root = Path(__file__).resolve().parents[2]
+    asker = subprocess.Popen(words, env={**os.environ, "PYTHONPATH": f"{root}{os.pathsep}."})
+    try:
+        for _ in range(1200):
+            pids = [int(path.stem) for path in Path().glob("*.pid")]
+            if len(pids) == 2 or asker.poll() is not None:
+                break
+            time.sleep(0.1)
+        assert len(pids) == 2
+        assert asker.poll() is None
+    finally:
+        asker.kill()
+        asker.wait()
+    for _ in range(600):
+        if not any(is_running(pid) for pid in pids):
+            return
+        time.sleep(0.1)
+    pytest.fail("they went on")
 
 
 def waited_for(name: str) -> str:
