@@ -287,6 +287,11 @@ def _is_mixed(recipe: Recipe, name: str) -> bool:
     return action.how in ("merge", "linear") and several and recipe.policies.batch_norm != "recompute"
 
 
+def used_base(base: Checkpoint | None, method: Method, checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:
+    """Return the base that a method is given: none where it is only what adapters are applied to."""
+    return None if method.base == "none" and any(each.updates for each in checkpoints) else base
+
+
 def model_card(recipe: Recipe) -> str:
     """Return the README of the merged model: inputs, digests, recipe."""
     rows = [

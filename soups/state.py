@@ -291,7 +291,10 @@ def _differences(
 def _hint(problems: Sequence[str]) -> str:
     if all(problem.startswith("dtype") for problem in problems):
         return "save every checkpoint in the same dtype (float32 keeps small updates), or give --dtype"
-    return "merge only models fine-tuned from the same initialisation, with the same architecture"
+    fix = "merge only models fine-tuned from the same initialisation, with the same architecture"
+    if all(problem.startswith(("missing", "extra")) for problem in problems):
+        return f"{fix}; or write a recipe with policies.keys: owners or common"
+    return fix
 
 
 def write_text(path: Path, text: str) -> None:

@@ -28,6 +28,7 @@ def command(
     arg: options.EvaluatorArgs = None,
     points: Annotated[int, typer.Option(min=3, help="Points on each path, with an evaluator.")] = 11,
     integers: options.IntegerPolicy = "error",
+    ema: options.Ema = False,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="JSON file to write.")] = None,
     as_json: options.AsJson = False,
     debug: options.Debug = False,
@@ -43,7 +44,7 @@ def command(
     from soups.state import check_file, write_text
 
     check_file(out)
-    checkpoints = options.open_models(models, name, base=base)
+    checkpoints = options.open_models(models, name, ema=ema, base=base)
     if len(checkpoints) < 2:
         raise UserError("one model has nothing to differ from", where="MODELS", fix="give two or more")
     data = diff(checkpoints, options.open_base(base))

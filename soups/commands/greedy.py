@@ -26,6 +26,8 @@ def command(
     save: Annotated[Path | None, typer.Option(help="Folder to create with the soup.")] = None,
     workers: options.Workers = 1,
     integers: options.IntegerPolicy = "error",
+    ema: options.Ema = False,
+    base: options.AdapterBase = None,
     as_json: options.AsJson = False,
     debug: options.Debug = False,
 ) -> None:
@@ -41,7 +43,7 @@ def command(
     from soups.state import write_text
     from soups.sweep import Sweep
 
-    checkpoints = options.open_models(models, name)
+    checkpoints = options.open_models(models, name, ema=ema, base=base)
     spec, args = options.evaluator_of(evaluator, program, arg)
     method = options.bound_method("linear", None, False)
     sweep = Sweep(checkpoints, method, spec, args, None, integers)

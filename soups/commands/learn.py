@@ -33,6 +33,8 @@ def command(
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 0.05,
     save: Annotated[Path | None, typer.Option(help="Folder to create with the soup.")] = None,
     integers: options.IntegerPolicy = "error",
+    ema: options.Ema = False,
+    base: options.AdapterBase = None,
     as_json: options.AsJson = False,
     debug: options.Debug = False,
 ) -> None:
@@ -45,7 +47,7 @@ def command(
     from soups.state import check_file, write_text
 
     check_file(out)
-    checkpoints = options.open_models(models, name)
+    checkpoints = options.open_models(models, name, ema=ema, base=base)
     objective = load_objective(loss, models[0], options.key_values("--arg", arg))
     if save is not None:
         check_free(save)

@@ -32,6 +32,9 @@ Params = Annotated[
 Base = Annotated[
     Path | None, typer.Option("--base", help="The common initialisation: for methods that use it, and for adapters.")
 ]
+AdapterBase = Annotated[
+    Path | None, typer.Option("--base", help="What adapters are applied to; default: the folder that they name.")
+]
 Extrapolate = Annotated[
     bool, typer.Option("--extrapolate", help="Permit weights outside [0, 1] or that do not sum to 1.")
 ]
@@ -97,11 +100,12 @@ def num_bytes(text: str, option: str) -> int:
 
 
 def open_base(path: Path | None, method: Method | None = None, models: Sequence[Checkpoint] = ()) -> Checkpoint | None:
-    """Open the initialisation, if there is one and it is not only what adapters are put on."""
+    """Open the initialisation, if there is one and it is not only what adapters are applied to."""
+    from soups.merge import used_base
     from soups.state import open_checkpoint
 
-    under_adapters = method is not None and method.base == "none" and any(model.updates for model in models)
-    return None if path is None or under_adapters else open_checkpoint(path)
+    base = open_checkpoint(path) if path is not None else None
+    return base if method is None else used_base(base, method, models)
 
 
 def bound_method(name: str, params: Sequence[str] | None, extrapolate: bool) -> Method:

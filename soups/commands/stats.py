@@ -22,6 +22,8 @@ def command(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder to create.")],
     arg: Annotated[list[str] | None, typer.Option(help="Argument of the function, key=value; repeatable.")] = None,
     batches: Annotated[int | None, typer.Option(min=1, help="The first batches only; default: all.")] = None,
+    ema: options.Ema = False,
+    base: options.AdapterBase = None,
     as_json: options.AsJson = False,
     debug: options.Debug = False,
 ) -> None:
@@ -31,10 +33,10 @@ def command(
     """
     from soups.engine.output import check_free
     from soups.search.learn import load_objective
-    from soups.state import open_checkpoint
     from soups.statistics import load_weights, measure, save
 
-    chosen, checkpoint = _kind(kind), open_checkpoint(model)
+    chosen = _kind(kind)
+    (checkpoint,) = options.open_models([model], None, ema=ema, base=base)
     check_free(out)
     objective = load_objective(loss, model, options.key_values("--arg", arg))
     load_weights(checkpoint, objective.model, loss)

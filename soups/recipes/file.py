@@ -2,7 +2,7 @@ r"""Recipe files: what ``soups merge RECIPE.yaml`` reads. Paths are relative to 
 
     method: ties
     params: {density: 0.3}
-    models: {caption: runs/caption, vqa: {path: runs/vqa}}
+    models: {caption: runs/caption, vqa: {path: runs/vqa, ema: true}}
     base: runs/init
     weights: {caption: 0.5, vqa: 0.5}
     coefficients:                                  # the first rule that matches a whole name wins
@@ -24,12 +24,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from soups.errors import UserError, did_you_mean
-from soups.merge import Recipe
+from soups.merge import Recipe, used_base
 from soups.methods import get_method
 from soups.recipes.coefficients import Rule, check_finite
 from soups.recipes.mergekit import from_mergekit, is_mergekit
 from soups.recipes.policies import Policies
-from soups.state import Checkpoint, open_checkpoint
+from soups.state import Checkpoint, is_adapter, open_checkpoint
 
 MAX_PROBLEMS = 3
 Choice = Literal["error", "owners", "common"]
@@ -45,6 +45,8 @@ class ModelSection(_Section):
     path: Path
     extra: Path | None = None
     """Checkpoint of the further tensors that the method needs, such as Fisher diagonals, under the same names."""
+    ema: bool = False
+    """Take the moving average that a training stored beside the weights."""
 
 
 class RuleSection(_Section):
@@ -66,6 +68,7 @@ class PolicySection(_Section):
     keys: Choice = "error"
     vocabulary: dict[str, Choice] = Field(default_factory=dict)
     tied: list[list[str]] = Field(default_factory=list)
+    untied: list[list[str]] = Field(default_factory=list)
     dtype: Literal["F64", "F32", "F16", "BF16"] | None = None
 
 
@@ -77,7 +80,7 @@ class RecipeSection(_Section):
     method: str = "linear"
     params: dict[str, Any] = Field(default_factory=dict)
     base: Path | None = None
-    """The common initialisation."""
+    """The common initialisation, and what adapters are applied to."""
     weights: dict[str, float] = Field(default_factory=dict)
     """By model; equal by default."""
     coefficients: list[RuleSection] = Field(default_factory=list)
@@ -111,7 +114,11 @@ def build_recipe(section: RecipeSection, text: str = "", where: str = "recipe") 
     if not section.models:
         raise UserError("no models", where=where, fix="models: {name: path, ...}")
     models = {n: m if isinstance(m, ModelSection) else ModelSection(path=m) for n, m in section.models.items()}
-    checkpoints = [open_checkpoint(model.path, name) for name, model in models.items()]
+    base = open_checkpoint(section.base, "base") if section.base else None
+    checkpoints = [
+        open_checkpoint(model.path, name, average=model.ema, adapter_base=base if is_adapter(model.path) else None)
+        for name, model in models.items()
+    ]
     extras = [
         (checkpoint, open_checkpoint(model.extra, f"{checkpoint.name}, extra"))
         for checkpoint, model in zip(checkpoints, models.values(), strict=True)
@@ -123,11 +130,12 @@ def build_recipe(section: RecipeSection, text: str = "", where: str = "recipe") 
     equal = dict.fromkeys(models, 1 / len(models))
     weights = _in_order(section.weights or equal, checkpoints, f"{where}: weights")
     policies = section.policies.model_dump(include={each.name for each in fields(Policies)})
+    method = get_method(section.method, section.params, extras)
     return Recipe(
         checkpoints,
         [values[0] for values in weights],
-        get_method(section.method, section.params, extras),
-        open_checkpoint(section.base, "base") if section.base else None,
+        method,
+        used_base(base, method, checkpoints),
         section.policies.integers,
         rules=[
             Rule(rule.tensors, _in_order(rule.weights, checkpoints, f"{where}: coefficients, rule {number}"))

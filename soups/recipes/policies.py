@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import permutations
 from typing import TYPE_CHECKING, Any, Literal
 
 from soups.batch_norm import is_counter, is_statistic
@@ -37,7 +38,9 @@ class Policies:
         vocabulary: pattern to ``owners`` or ``common``, for tensors that differ in the number of rows: the rows
             that some models lack are merged among those that have them, or left out.
         tied: groups of names that hold the same tensor: computed once, under the first name. Names that share
-            their memory in the files of all models are tied without being asked for.
+            their memory in the files of all models are tied without being asked for; that they do in some of the
+            models only is an error, unless they are named here or in ``untied``.
+        untied: groups of names that are merged each by itself, whether they share their memory or not.
         dtype: of the floating-point tensors of the result, such as ``BF16``; as stored by default. Given, the
             dtypes of the models may differ.
     """
@@ -48,6 +51,7 @@ class Policies:
     keys: Owners = "error"
     vocabulary: Mapping[str, Owners] = field(default_factory=dict)
     tied: Sequence[Sequence[str]] = ()
+    untied: Sequence[Sequence[str]] = ()
     dtype: str | None = None
 
 
@@ -144,7 +148,7 @@ def resolve(
         action = _action(inputs, name, table[name], vocabulary.get(name, "error"))
         if action is not None:
             actions[name] = action
-    return _tie(actions, [*inputs.policies.tied, *_sharing_memory(checkpoints, list(actions))])
+    return _tie(actions, _tied(inputs, list(actions)))
 
 
 def _check_policies(inputs: _Inputs) -> None:
@@ -279,8 +283,37 @@ def _rescaled(weights: Sequence[float], total: float) -> tuple[float, ...]:
     return tuple(weight / owned if owned else 1 / len(weights) for weight in weights)
 
 
-def _sharing_memory(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> list[list[str]]:
-    """Return the groups of names that are one place in the file of every model, as in a file of ``torch.save``."""
+def _tied(inputs: _Inputs, names: Sequence[str]) -> list[Sequence[str]]:
+    """Return the groups of names of the result that are one tensor, by the policy or by their place in the files.
+
+    Raises:
+        UserError: a policy names other tensors, or is silent on names that only some of the models tie.
+    """
+    tied, untied = inputs.policies.tied, inputs.policies.untied
+    for group in (*tied, *untied):
+        unknown = [name for name in group if name not in names]
+        if unknown or len(group) < 2:
+            what = f"tied tensors not found: {', '.join(unknown) or 'only one'}"
+            fix = "give two or more names of the result, the first is computed"
+            raise UserError(what, where="policies: tied, untied", fix=fix)
+    decided = {name for group in (*tied, *untied) for name in group}
+    free = [name for name in names if name not in decided]
+    for checkpoint, other in permutations(inputs.checkpoints, 2):
+        for group in _at_one_place([checkpoint], free):
+            present = [name for name in group if name in other.infos and name not in other.updates]
+            apart = [name for name in present if other.infos[name] != other.infos[present[0]]]
+            if apart:
+                what = (
+                    f"{apart[0]!r} is {present[0]!r} in {checkpoint.name!r}, and a tensor of its own in {other.name!r}"
+                )
+                pair = f"[[{present[0]}, {apart[0]}]]"
+                fix = f"policies.tied: {pair} computes the first only, policies.untied: {pair} both"
+                raise UserError(what, where="policies", fix=fix)
+    return [*tied, *_at_one_place(inputs.checkpoints, free)]
+
+
+def _at_one_place(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> list[list[str]]:
+    """Return the groups of names that share their memory in the files of all these models."""
     groups: dict[tuple[TensorInfo | None, ...], list[str]] = {}
     for name in names:
         infos = tuple(None if name in c.updates else c.infos.get(name) for c in checkpoints)
@@ -292,10 +325,6 @@ def _sharing_memory(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> 
 def _tie(actions: Mapping[str, Action], tied: Sequence[Sequence[str]]) -> dict[str, Action]:
     result = dict(actions)
     for group in tied:
-        unknown = [name for name in group if name not in actions]
-        if unknown or len(group) < 2:
-            fix = "give two or more names of the result, the first is computed"
-            raise UserError(f"tied tensors not found: {', '.join(unknown) or 'only one'}", where="policies", fix=fix)
         first = actions[group[0]]
         for name in group[1:]:
             other = actions[name]

@@ -58,10 +58,14 @@ def greedy_soup(
     Raises:
         UserError: unknown metric.
     """
+
+    def checked(result: Result, is_new: bool) -> None:
+        if metric not in result.metrics:
+            raise UserError(f"unknown metric {metric!r}", where="--metric", fix=did_you_mean(metric, result.metrics))
+        on_result(result, is_new)
+
     scorer = Scorer(sweep, out_dir)
-    singles = run_sweep(sweep, corners(len(sweep.checkpoints)), out_dir, on_result, num_workers, scorer)
-    if metric not in singles[0].metrics:
-        raise UserError(f"unknown metric {metric!r}", where="--metric", fix=did_you_mean(metric, singles[0].metrics))
+    singles = run_sweep(sweep, corners(len(sweep.checkpoints)), out_dir, checked, num_workers, scorer)
     scores = [result.metrics[metric] for result in singles]
     # Equal scores are tried in the order of digests, so that the order on the command line changes nothing.
     order = sorted(range(len(scores)), key=lambda i: (-scores[i], sweep.checkpoints[i].digest))

@@ -67,6 +67,23 @@ def test_a_task_says_what_it_misses(folder: Path) -> None:
     report = json.loads(run("check", folder / "rows.jsonl", "--task", "vqa", "--json", "--workers", 0).stdout)
     assert "no column 'question'" in report["problems"][0]["what"]
     assert "the uid '1' is also that of" in report["problems"][1]["what"]
+    assert report["media"] == {"image": 2}
+
+
+def test_the_sheet_shows_boxes(folder: Path) -> None:
+    Image.new("RGB", (308, 308), "white").save(folder / "large.png")  # twice the size of a tile
+    (folder / "rows.jsonl").write_text(
+        '{"uid": "1", "image": "large.png", "box": [100, 40, 200, 300], "caption": "x"}\n'
+    )
+    assert run("check", folder / "rows.jsonl", "--sheet", folder / "sheet.png", "--workers", 0).exit_code == 0
+    with Image.open(folder / "sheet.png") as sheet:
+        tile = np.asarray(sheet.convert("RGB"))[3:157, 3:157]
+    red = (tile == (255, 0, 0)).all(axis=2)
+    assert red[80, 49:52].any()  # left edge, then the right, the upper and the lower one
+    assert red[80, 98:102].any()
+    assert red[19:23, 75].any()
+    assert red[148:152, 75].any()
+    assert not red[80, 60:90].any()
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])

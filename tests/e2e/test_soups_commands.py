@@ -140,7 +140,30 @@ def test_greedy_keeps_what_helps_and_continues_where_it_stopped(models, tmp_path
     assert again["trials"] == data["trials"]
     assert json.loads((tmp_path / "g" / "greedy.json").read_text())["score"] == 0.0
     assert "unknown metric" in soups(*args[:-3], "cider", *args[-2:], code=2)
+    new = soups("greedy", *models, *args[4:6], "--metric", "cider", "-o", tmp_path / "new", code=2)
+    assert "unknown metric 'cider'" in new
+    assert len(read_results(tmp_path / "new")) == 1  # told after the first score
     assert "choices: reject, accept" in soups(*args, "--ties", "keep", code=2)
+
+
+def test_greedy_learn_and_stats_take_the_moving_average(tmp_path):
+    files = [tmp_path / "a.pt", tmp_path / "b.pt"]
+    for seed, path in enumerate(files, start=1):
+        torch.save({"model": network().state_dict(), "extra_state": {"ema": end(seed)}}, path)
+    common = (*files, "--ema", "--json")
+    args = ("--evaluator", f"{ME}:evaluator", "--metric", "near_a", "-o", tmp_path / "g")
+    assert json.loads(soups("greedy", *common, *args))["score"] == 0.0
+    args = ("--loss", f"{ME}:objective", "--epochs", 300, "-o", tmp_path / "l.json")
+    learned = json.loads(soups("learn", *common, *args))["coefficients"]["all"]
+    assert learned == pytest.approx({"a": 0.25, "b": 0.75}, abs=0.02)
+    (distance,) = json.loads(soups("diff", *common))["modules"]["all"]["distance"].values()
+    apart = sum(float((end(1)[name] - end(2)[name]).square().sum()) for name in end(1)) ** 0.5
+    assert distance == pytest.approx(apart, rel=1e-5)
+    for ema in ((), ("--ema",)):
+        args = ("--kind", "fisher", "--loss", f"{ME}:objective", "-o", tmp_path / f"f{len(ema)}", *ema)
+        soups("stats", files[0], *args)
+    raw, averaged = (load_file(tmp_path / name / "model.safetensors") for name in ("f0", "f1"))
+    assert not torch.equal(raw["0.weight"], averaged["0.weight"])
 
 
 def test_a_copy_is_a_tie(models, tmp_path):

@@ -60,6 +60,19 @@ def test_two_files_of_torch_merge_raw_or_averaged(files, tmp_path, flags, expect
     assert "| a | 0.25 | a.pt |" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_a_recipe_takes_averages_and_puts_adapters_on_its_base(files, adapters, tmp_path):
+    recipe = {"models": {"a": str(files[0]), "b": {"path": str(files[1]), "ema": True}}}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    soups("merge", tmp_path / "recipe.yaml", "-o", tmp_path / "out")
+    assert load_file(tmp_path / "out" / "model.safetensors")["w"].unique().tolist() == [-0.5]
+    recipe = {"models": {path.name: str(path) for path in adapters}, "base": str(tmp_path / "base")}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    soups("merge", tmp_path / "recipe.yaml", "-o", tmp_path / "adapted")
+    soups("merge", *adapters, "--base", tmp_path / "base", "-o", tmp_path / "flags")
+    found = [load_file(tmp_path / name / "model.safetensors")["w.weight"] for name in ("adapted", "flags")]
+    assert torch.equal(*found)
+
+
 def test_a_dry_run_predicts_memory_and_time(files, tmp_path):
     out = soups("merge", *files, "-o", tmp_path / "out", "--dry-run", "--shard-size", "5GB")
     assert "predicted: " in out

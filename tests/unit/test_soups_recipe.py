@@ -297,6 +297,23 @@ def test_tensors_that_share_memory_in_all_files_are_tied(tmp_path):
     assert torch.equal(merged["embed"], merged["head"])
 
 
+def test_names_that_only_one_model_ties_are_tied_or_untied_by_name(tmp_path):
+    weight = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
+    torch.save({"embed": weight, "head": weight}, tmp_path / "a.pt")
+    torch.save({"embed": weight + 1, "head": weight + 2}, tmp_path / "b.pt")
+    a, b = (open_checkpoint(tmp_path / f"{name}.pt") for name in "ab")
+    for first, second in ((a, b), (b, a)):
+        with pytest.raises(UserError, match="'head' is 'embed' in 'a', and a tensor of its own in 'b'"):
+            recipe_of(first, second).check()
+    apart = result(recipe_of(a, b, untied=[["embed", "head"]]), tmp_path, "apart")
+    torch.testing.assert_close(apart["head"], weight + 1)
+    one = result(recipe_of(a, b, tied=[["embed", "head"]]), tmp_path, "one")
+    torch.testing.assert_close(one["head"], weight + 0.5)
+    assert recipe_of(a, a, untied=[["embed", "head"]]).actions["head"].how == "merge"
+    with pytest.raises(UserError, match="tied tensors not found: haed"):
+        recipe_of(a, b, untied=[["embed", "haed"]]).check()
+
+
 def test_a_dtype_permits_and_decides(tmp_path):
     a = save(tmp_path / "a", numbers(1))
     b = save(tmp_path / "b", {name: tensor.bfloat16() for name, tensor in numbers(3).items()})

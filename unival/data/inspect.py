@@ -3,7 +3,7 @@
 import io
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,16 +130,16 @@ def look_at(source: Source, index: int, struck: frozenset[str], is_pictured: boo
     try:
         row = source[index]
         look.uid, look.text = str(row.get("uid", "")), _text_of(row)
+        found = media_of(row)
+        look.medium = found[0] if found else "text"
         if probe is not None:
             look.is_labelled = probe(row)
-        found = media_of(row)
         if found is not None:
-            look.medium = found[0]
             with decoding(look.where):
                 pixels = _decode(*found, look)
             _check_box(row, look)
             if is_pictured:
-                look.tile = _png(pixels)
+                look.tile = _png(pixels, row.get("box") if look.size else None)
     except UserError as error:
         look.problem = error.what + (f" ({error.where})" if error.where and error.where != look.where else "")
     return look
@@ -208,9 +208,14 @@ def _wave(samples: np.ndarray) -> np.ndarray:
     return pixels
 
 
-def _png(pixels: np.ndarray) -> bytes:
+def _png(pixels: np.ndarray, box: Sequence[float] | None) -> bytes:
     image = Image.fromarray(pixels)
+    width, height = image.size
     image.thumbnail((TILE_PX - 6, TILE_PX - 6))
+    if box is not None:
+        scale = (image.width / width, image.height / height) * 2
+        corners = [round(value * by) for value, by in zip(box, scale, strict=True)]
+        ImageDraw.Draw(image).rectangle(corners, outline="red", width=2)
     stream = io.BytesIO()
     image.save(stream, "PNG")
     return stream.getvalue()
