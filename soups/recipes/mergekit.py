@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from soups.errors import UserError
+from soups.recipes.mergekit_layers import as_rules, depends_on_layer, layers_of, values_by_tensor, without_slices
+from soups.state import open_checkpoint
 
 # Name there -> name here, and parameters that make it the same.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -28,7 +30,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 # Parameters there -> parameters here.
 PARAMS = {"density": "density", "gamma": "outliers", "epsilon": "spread", "lambda": "scale"}
 SCALE = {"epsilon": 2.0}  # half the width of the interval there, the width here
-KNOWN_KEYS = {"merge_method", "models", "base_model", "parameters", "dtype", "out_dtype"}
+KNOWN_KEYS = {"merge_method", "models", "slices", "base_model", "parameters", "dtype", "out_dtype"}
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
 
 
@@ -46,6 +48,11 @@ def from_mergekit(data: Mapping[str, Any], where: str) -> dict[str, Any]:
     unknown = sorted(set(data) - KNOWN_KEYS)
     if unknown:
         raise _refused(", ".join(unknown), where)
+    if "slices" in data:
+        data, num_layers = without_slices(data, where)
+        names = _tensor_names(_model(data["models"][0], where)[0])
+        if num_layers != (found := max(layers_of(names, where).values()) + 1):
+            raise _refused(f"a slice of {num_layers} of {found} layers", where)
     method = data["merge_method"]
     if method not in METHODS:
         raise _refused(f"merge_method: {method}", where, f"methods that both have: {', '.join(sorted(METHODS))}")
@@ -93,7 +100,7 @@ def _mixture(
     return {
         "models": named,
         **({} if is_linear else {"base": base}),
-        **_weights(list(named), settings, shared, name, where),
+        **_weights(named, settings, shared, name, where),
         "params": _params(fixed, settings, shared, name, where),
     }
 
@@ -111,10 +118,13 @@ def _slerp(paths: Sequence[str], base: Any, shared: dict[str, Any], where: str) 
         raise _refused("slerp of other than a base_model and one more model", where)
     models = _named([str(base), others[0]])
     first, second = models
-    *rules, (_, default) = _filters(shared.pop("t", None), "t", where)
-    return {
-        "models": models,
-        "params": {"extrapolate": True},  # there, t is free
+    recipe: dict[str, Any] = {"models": models, "params": {"extrapolate": True}}  # there, t is free
+    given = shared.pop("t", None)
+    if depends_on_layer(given):
+        table = values_by_tensor([given], _tensor_names(str(base)), where)
+        return recipe | as_rules(list(models), {name: (1 - t, t) for name, (t,) in table.items()})
+    *rules, (_, default) = _filters(given, "t", where)
+    return recipe | {
         "weights": {first: 1 - default, second: default},
         "coefficients": [
             {"tensors": f".*{re.escape(text)}.*", "weights": {first: 1 - t, second: t}} for text, t in rules
@@ -145,40 +155,50 @@ def _number(value: Any, key: str, where: str) -> float:
 
 
 def _weights(
-    names: Sequence[str], settings: Sequence[dict[str, Any]], shared: dict[str, Any], method: str, where: str
+    models: Mapping[str, str], settings: Sequence[dict[str, Any]], shared: dict[str, Any], method: str, where: str
 ) -> dict[str, Any]:
     """Return the weights, divided by their sum where mergekit does so, and the rules for filters."""
-    common = shared.pop("weight", None)
+    names, common = list(models), shared.pop("weight", None)
     if method == "model_stock":
         return {}
     given = [setting.pop("weight", common) for setting in settings]
     missing = [name for name, value in zip(names, given, strict=True) if value is None]
     if missing:
         raise _refused(f"no weight for {', '.join(missing)}", where, "give parameters: {weight: ...}")
-    tables = [_filters(value, "weight", where) for value in given]
-    texts = [[text for text, _ in table] for table in tables]
-    if any(each != texts[0] for each in texts):
-        raise _refused("weights with different filters per model", where, "write coefficients: with patterns")
     normalize = shared.pop("normalize", method in ("linear", "ties"))
     if method == "ties":
         shared["normalize"] = normalize  # a parameter of ours too
     elif normalize and method not in ("linear", "task_arithmetic"):
         raise _refused(f"normalize with {method}", where)
+    scaled = _normalized if normalize and method != "ties" else _as_given
+    if any(map(depends_on_layer, given)):
+        table = values_by_tensor(given, _tensor_names(next(iter(models.values()))), where)
+        return as_rules(names, {name: scaled(values, where) for name, values in table.items()})
+    tables = [_filters(value, "weight", where) for value in given]
+    texts = [[text for text, _ in table] for table in tables]
+    if any(each != texts[0] for each in texts):
+        raise _refused("weights with different filters per model", where, "write coefficients: with patterns")
     rows = []
     for row, text in enumerate(texts[0]):
-        values = [table[row][1] for table in tables]
-        if normalize and method != "ties":
-            values = _normalized(values, where)
+        values = scaled([table[row][1] for table in tables], where)
         rows.append((text, dict(zip(names, values, strict=True))))
     *rules, (_, default) = rows
     coefficients = [{"tensors": f".*{re.escape(text)}.*", "weights": values} for text, values in rules]
     return {"weights": default, "coefficients": coefficients}
 
 
-def _normalized(values: Sequence[float], where: str) -> list[float]:
+def _normalized(values: Sequence[float], where: str) -> Sequence[float]:
     if not sum(values):
         raise _refused("weights that sum to 0, to be normalised", where)
     return [value / sum(values) for value in values]
+
+
+def _as_given(values: Sequence[float], where: str) -> Sequence[float]:
+    return values
+
+
+def _tensor_names(path: str) -> list[str]:
+    return list(open_checkpoint(path).infos)
 
 
 def _params(

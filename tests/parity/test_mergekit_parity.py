@@ -6,6 +6,7 @@ Runs where mergekit can be imported, or with SOUPS_MERGEKIT = the python of an e
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -90,24 +91,115 @@ def merged_by_mergekit(tmp_path_factory):
     for name, recipe in recipes(folder).items():
         paths.append(folder / f"{name}.yaml")
         paths[-1].write_text(yaml.safe_dump(recipe))
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [str(PYTHON), "-c", PROGRAM, *map(str, paths)], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run(PROGRAM, list(map(str, paths)))
     return folder
+
+
+def run(program, recipes):
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    words = [str(PYTHON), "-c", program, *recipes]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.parametrize("name", list(recipes(Path())))
 def test_the_result_is_that_of_mergekit(merged_by_mergekit, tmp_path, name):
+    compare(merged_by_mergekit / name, tmp_path, SHAPES)
+
+
+def compare(folder, tmp_path, shapes):
+    """Merge the recipe beside a folder of mergekit's; both sum in float32 or wider and store float32."""
     expected = {}
-    for file in (merged_by_mergekit / name).glob("*.safetensors"):
+    for file in folder.glob("*.safetensors"):
         expected |= load_file(file)
-    merge(load_recipe(merged_by_mergekit / f"{name}.yaml"), tmp_path / "out")
+    merge(load_recipe(folder.with_suffix(".yaml")), tmp_path / "out")
     result = open_checkpoint(tmp_path / "out").load()
-    assert result.keys() == expected.keys() == SHAPES.keys()
-    for key, tensor in expected.items():
-        # Both sum in float32 or wider and store float32; entries are of size 1.
+    assert result.keys() == expected.keys() == shapes.keys()
+    for key, tensor in expected.items():  # entries are of size 1
         torch.testing.assert_close(
             result[key], tensor, rtol=1e-5, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}"
         )
+
+
+# A whole model, whose architecture mergekit knows: lists over its layers, and slices.
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 8,
+    "intermediate_size": 12,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 4,
+    "vocab_size": 20,
+    "tie_word_embeddings": False,
+}
+PARTS = {
+    **{f"self_attn.{name}_proj": (8, 8) for name in "qkvo"},
+    "mlp.gate_proj": (12, 8),
+    "mlp.up_proj": (12, 8),
+    "mlp.down_proj": (8, 12),
+    "input_layernorm": (8,),
+    "post_attention_layernorm": (8,),
+}
+LLAMA_SHAPES = {
+    "model.embed_tokens.weight": (20, 8),
+    "model.norm.weight": (8,),
+    "lm_head.weight": (20, 8),
+    **{f"model.layers.{layer}.{part}.weight": shape for layer in range(4) for part, shape in PARTS.items()},
+}
+WHOLE_PROGRAM = """
+import sys
+import yaml
+from mergekit.config import MergeConfiguration
+from mergekit.merge import run_merge
+from mergekit.options import MergeOptions
+for recipe in sys.argv[1:]:
+    config = MergeConfiguration.model_validate(yaml.safe_load(open(recipe)))
+    run_merge(config, recipe.removesuffix(".yaml"), MergeOptions(copy_tokenizer=False, lazy_unpickle=True))
+"""
+
+
+def whole_recipes(folder):
+    a, b, base = (str(folder / name) for name in ("a", "b", "base"))
+    sources = [{"model": model, "layer_range": [0, 4]} for model in (a, b)]
+    t = [{"filter": "self_attn", "value": [0, 0.5, 0.3, 0.7, 1]}, {"filter": "mlp", "value": [1, 0.1]}, {"value": 0.4}]
+    models = [{"model": a, "parameters": {"weight": [0.2, 0.9, 0.4]}}, {"model": b, "parameters": {"weight": 0.5}}]
+    return {
+        "slerp_slice": {
+            "merge_method": "slerp",
+            "base_model": a,
+            "slices": [{"sources": sources}],
+            "parameters": {"t": t},
+            "dtype": "float32",
+        },
+        "linear_list": {"merge_method": "linear", "models": models, "dtype": "float32"},
+        "task_list": {"merge_method": "task_arithmetic", "base_model": base, "models": models, "dtype": "float32"},
+        "ties_list": {
+            "merge_method": "ties",
+            "base_model": base,
+            "models": models,
+            "parameters": {"density": 0.5},
+            "dtype": "float32",
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def whole_models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    generator = torch.Generator().manual_seed(1)
+    start = {name: torch.randn(shape, generator=generator) for name, shape in LLAMA_SHAPES.items()}
+    for name in ("base", "a", "b"):
+        moved = {key: value + 0.3 * torch.randn(value.shape, generator=generator) for key, value in start.items()}
+        (folder / name).mkdir()
+        save_file(start if name == "base" else moved, folder / name / "model.safetensors", metadata={"format": "pt"})
+        (folder / name / "config.json").write_text(json.dumps(LLAMA))
+    for name, recipe in whole_recipes(folder).items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
+    run(WHOLE_PROGRAM, [str(folder / f"{name}.yaml") for name in whole_recipes(folder)])
+    return folder
+
+
+@pytest.mark.parametrize("name", list(whole_recipes(Path())))
+def test_lists_over_layers_are_those_of_mergekit(whole_models, tmp_path, name):
+    compare(whole_models / name, tmp_path, LLAMA_SHAPES)

@@ -17,7 +17,7 @@ from soups.errors import UserError
 from soups.merge import Recipe, merge, plan
 from soups.methods import get_method
 from soups.recipes.coefficients import Rule, interpolate, resolve_weights
-from soups.recipes.file import explain, explain_lines, load_recipe, parse_yaml
+from soups.recipes.file import RecipeSection, build_recipe, explain, explain_lines, load_recipe, parse_yaml
 from soups.recipes.mergekit import from_mergekit
 from soups.recipes.policies import Policies
 from soups.state import open_checkpoint
@@ -476,20 +476,73 @@ def test_parameters_of_mergekit_have_our_names():
     assert ties["base"] == "x/c"
 
 
+@pytest.fixture
+def layered(tmp_path):
+    names = [f"model.layers.{layer}.{part}" for layer in range(5) for part in ("self_attn.q", "mlp.up")]
+    for seed, model in enumerate("ab"):
+        tensors = {name: torch.full((2,), float(seed)) for name in (*names, "model.embed", "lm_head")}
+        save(tmp_path / model, tensors)
+    return [str(tmp_path / model) for model in "ab"]
+
+
+def shares(recipe, model="b"):
+    """Return the coefficient of a model by tensor."""
+    built = build_recipe(RecipeSection.model_validate(recipe))
+    index = [checkpoint.name for checkpoint in built.checkpoints].index(model)
+    return {name: pytest.approx(action.weights[index]) for name, action in built.actions.items()}
+
+
+def test_lists_over_layers_and_a_whole_slice_are_those_of_mergekit(layered):
+    a, b = layered
+    t = [{"filter": "self_attn", "value": [0, 0.5, 0.3]}, {"filter": "mlp", "value": [1, 0.2]}, {"value": 0.6}]
+    sources = [{"model": model, "layer_range": [0, 5]} for model in layered]
+    data = {"merge_method": "slerp", "base_model": a, "slices": [{"sources": sources}], "parameters": {"t": t}}
+    found = shares(from_mergekit(data, "here"))
+    assert [found[f"model.layers.{layer}.self_attn.q"] for layer in range(5)] == [0, 0.25, 0.5, 0.4, 0.3]
+    assert [found[f"model.layers.{layer}.mlp.up"] for layer in range(5)] == [1, 0.8, 0.6, 0.4, 0.2]
+    assert (found["model.embed"], found["lm_head"]) == (0.6, 0.6)
+    whole = data | {"slices": [{"sources": [source | {"layer_range": [0, 4]} for source in sources]}]}
+    with pytest.raises(UserError, match="a slice of 4 of 5 layers"):
+        from_mergekit(whole, "here")
+    models = [{"model": a, "parameters": {"weight": [1, 3]}}, {"model": b, "parameters": {"weight": 1}}]
+    found = shares(from_mergekit({"merge_method": "linear", "models": models}, "here"), "a")
+    assert [found[f"model.layers.{layer}.mlp.up"] for layer in range(5)] == [1 / 2, 3 / 5, 2 / 3, 5 / 7, 3 / 4]
+    assert found["lm_head"] == 1 / 2  # what is in no layer is at the first depth
+    t = [{"filter": "attention", "value": [0, 1]}, {"value": 0.5}]
+    with pytest.raises(UserError, match="no tensor has 'attention' in its name"):
+        from_mergekit(data | {"parameters": {"t": t}}, "here")
+    with pytest.raises(UserError, match="no value for 'lm_head'"):
+        from_mergekit(data | {"parameters": {"t": [{"filter": "layers", "value": [0, 1]}]}}, "here")
+
+
+def test_a_list_over_layers_needs_one_stack_of_layers(tmp_path):
+    save(tmp_path / "a", {f"{stack}.layers.0.w": torch.ones(1) for stack in ("encoder", "decoder")})
+    models = [{"model": str(tmp_path / "a"), "parameters": {"weight": [0, 1]}}]
+    with pytest.raises(UserError, match="layers of decoder, encoder"):
+        from_mergekit({"merge_method": "linear", "models": models}, "here")
+    save(tmp_path / "b", {"w": torch.ones(1)})
+    models = [{"model": str(tmp_path / "b"), "parameters": {"weight": [0, 1]}}]
+    with pytest.raises(UserError, match="no layers"):
+        from_mergekit({"merge_method": "linear", "models": models}, "here")
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
         (mergekit("passthrough"), "merge_method: passthrough"),
-        (mergekit(slices=[]), "slices"),
+        ({"merge_method": "linear", "slices": []}, "layers that are put together anew"),
+        (mergekit(slices=[{"sources": []}]), "layers that are put together anew"),
+        ({"merge_method": "linear", "slices": [{"sources": []}]}, "slices that are parts of models"),
+        (
+            {"merge_method": "linear", "slices": [{"sources": [{"model": "x", "layer_range": [1, 2]}]}]},
+            "slices that are parts of models",
+        ),
         (mergekit(tokenizer_source="union"), "tokenizer_source"),
         (mergekit(dtype="int8"), "dtype: int8"),
         (mergekit(parameters={"t": 1}), "parameters: t"),
         (mergekit("ties", base_model="x/c", parameters={"rescale": True}), "rescale: true with ties"),
         (mergekit("dare_ties", base_model="x/c", parameters={"normalize": True}), "normalize with dare"),
-        (
-            {"merge_method": "linear", "models": [{"model": "a", "parameters": {"weight": [0, 1]}}]},
-            r"weight: \[0, 1\]",
-        ),
+        (mergekit("ties", base_model="x/c", parameters={"density": [0, 1]}), r"density: \[0, 1\]"),
         ({"merge_method": "linear", "models": [{"model": "a"}]}, "no weight for a"),
         (
             {
