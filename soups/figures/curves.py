@@ -12,7 +12,7 @@ import numpy as np
 from soups import pareto
 from soups.errors import UserError
 from soups.figures.spec import GREY, PALETTE, Curve, Mark, details_of, expert_name, samples_of, shorten
-from soups.front import Bootstrap, choose_metrics, compute_front
+from soups.front import choose_metrics, compute_front
 from soups.pareto import Floats
 from soups.results import Result
 
@@ -22,9 +22,9 @@ Estimates = Mapping[str, Mapping[str, float]]
 def front_data(
     results: Sequence[Result], x: str | None, y: str | None, series: Mapping[str, Floats] | None = None, **options: Any
 ) -> dict[str, Any]:
-    """Return the content of ``front.json`` for a figure, with fewer resamples than the command."""
+    """Return the content of ``front.json`` for a figure."""
     x, y = choose_metrics(results, x, y)
-    return compute_front(results, x, y, bootstrap=Bootstrap(num_resamples=200), series=series, **options)
+    return compute_front(results, x, y, series=series, **options)
 
 
 def interval_of(metrics: Estimates, x: str, y: str) -> tuple[float, float, float, float]:
