@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from soups.figures import Inputs
 from soups.figures.front import front_figure
 from soups.figures.metrics_vs_lambda import metrics_plane
-from soups.figures.spec import GREY, INK, PALETTE, Curve, Figure, Mark, Plane, Polygon, Spider, Spoke, shown
+from soups.figures.spec import GREY, INK, PALETTE, Curve, Figure, Mark, Plane, Polygon, Spider, Spoke, shown, spell
 from soups.metric_names import written
 from soups.plot import save_figure
 from soups.results import Result
@@ -29,7 +30,8 @@ def save_figures(report: Report, curves: Mapping[str, Sequence[Result]], root: P
     for front in report["fronts"]:
         name = " | ".join(front["of"])
         inputs = Inputs(x=front["metrics"][0], y=front["metrics"][1])
-        figures[f"front {name}"] = front_figure(front["front"], curves[name], inputs)
+        drawn = front_figure(front["front"], curves[name], inputs)
+        figures[f"front {name}"] = replace(drawn, caption=front_caption(front, report))
         figures[f"metrics {name}"] = metrics_figure(curves[name], front, report)
     if report["spider"]:
         figures["spider"] = spider_figure(report["spider"])
@@ -44,6 +46,19 @@ def save_figures(report: Report, curves: Mapping[str, Sequence[Result]], root: P
         save_figure(figure, root / FOLDER, slug(name), kinds=("png",))
         files[name] = f"{FOLDER}/{slug(name)}.png"
     return files
+
+
+def front_caption(front: Report, report: Report) -> str:
+    """Return the text under a front: the numbers of the report, which hold the spread of the seeds."""
+    numbers, data, num_seeds = front["numbers"], front["front"], len(report["seeds"])
+    seeds = f"; points are means of {num_seeds} seeds" if num_seeds > 1 else ""
+    return (
+        f"Hypervolume {spell(numbers['hypervolume/soups'])} in the box of all models.\n"
+        f"Straight line, as many points, {spell(numbers['hypervolume/straight line'])}; "
+        f"gain {spell(numbers['gain over the line'])}.\n"
+        f"Area between front and straight line {spell(numbers['area above the chord'])}.\n"
+        f"{data['bootstrap']['level']:.0%} bootstrap intervals over {data['num_samples']} samples{seeds}."
+    )
 
 
 def metrics_figure(results: Sequence[Result], front: Report, report: Report) -> Figure:

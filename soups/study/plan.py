@@ -97,7 +97,7 @@ def make_plan(study: Study) -> Plan:
     """Return everything that a study needs.
 
     Raises:
-        UserError: the start is no checkpoint, or a command has an unknown place.
+        UserError: the start is no checkpoint, a command has an unknown place, or seeds change nothing.
     """
     plan = Plan(study)
     if plan.start == START:
@@ -105,8 +105,18 @@ def make_plan(study: Study) -> Plan:
         plan.nodes[START] = Node(START, START, checkpoint.digest, model=study.start)
     for name in study.starts:
         _training(plan, name, study.seeds[0])
+    seen: dict[tuple[str, ...], int] = {}
     for seed in study.seeds:
         _plan_seed(plan, seed)
+        nodes = (f"{name}/s{seed}" for name in study.specialists)
+        keys = tuple(plan.nodes[node].key if node in plan.nodes else "" for node in nodes)
+        if keys in seen:
+            what = (
+                f"seeds {seen[keys]} and {seed} would train the same specialists, which are no independent repetitions"
+            )
+            fix = "write {seed} into the command and leave `seed` out of the specialists, or give one seed"
+            raise UserError(what, where="seeds", fix=fix)
+        seen[keys] = seed
     return plan
 
 

@@ -418,6 +418,11 @@ def test_a_dry_run_writes_nothing() -> None:
         ("train.command=python trainer.py {start}", "no {out}"),
         ("train.command=python {stat} {out}", "unknown place {stat}"),
         ("start=nowhere", "nowhere"),
+        (
+            "train.command=python trainer.py --start {start} --out {out} --rewards {rewards} --seed 1 --rate {rate}",
+            "seeds 1 and 2 would train the same specialists",
+        ),
+        ("seeds=[3, 3]", "seeds 3 and 3 would train the same specialists"),
     ],
 )
 def test_what_does_not_fit_is_one_message(override: str, said: str) -> None:
