@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from operator import attrgetter
 from pathlib import Path
@@ -126,7 +126,7 @@ class Recipe:
                 for rule in self.rules
             ]
         if self.policies != Policies():
-            found["policies"] = asdict(self.policies)
+            found["policies"] = self.policies.described()
         if self.method.extras:
             found["extra_sha256"] = {model.name: digest(extra) for model, extra in self.method.extras}
         if self.given:

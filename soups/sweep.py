@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,7 @@ class Sweep:
                 for rule in self.rules
             ]
         if self.policies != Policies():
-            content["policies"] = asdict(self.policies)
+            content["policies"] = self.policies.described()
         if self.method.extras:
             content["extras"] = sorted((model.digest, extra.digest) for model, extra in self.method.extras)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -141,7 +141,7 @@ class Sweep:
             **({"modules": list(self.modules)} if self.modules else {}),
             **({"depths": dict(self.depths)} if self.depths else {}),
             **({"rules": [[rule.pattern, rule.weights] for rule in self.rules]} if self.rules else {}),
-            **({"policies": asdict(self.policies)} if self.policies != Policies() else {}),
+            **({"policies": self.policies.described()} if self.policies != Policies() else {}),
             **({"extras": self._extras()} if self.method.extras else {}),
         }
 

@@ -6,7 +6,7 @@ Strict by default: names, shapes and dtypes agree, integers are equal. Every exc
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import permutations
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -53,6 +53,10 @@ class Policies:
     tied: Sequence[Sequence[str]] = ()
     untied: Sequence[Sequence[str]] = ()
     dtype: str | None = None
+
+    def described(self) -> dict[str, Any]:
+        """Return all fields for keys and records; one that came later is left out where it says nothing new."""
+        return {name: value for name, value in asdict(self).items() if name != "untied" or value}
 
 
 @dataclass(frozen=True)

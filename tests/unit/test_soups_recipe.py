@@ -314,6 +314,19 @@ def test_names_that_only_one_model_ties_are_tied_or_untied_by_name(tmp_path):
         recipe_of(a, b, untied=[["embed", "haed"]]).check()
 
 
+def test_sweeps_from_before_a_policy_was_added_are_found_again():
+    assert list(Policies(dtype="F32").described()) == [
+        "batch_norm",
+        "recompute",
+        "recompute_args",
+        "keys",
+        "vocabulary",
+        "tied",
+        "dtype",
+    ]
+    assert Policies(untied=[["a", "b"]]).described()["untied"] == [["a", "b"]]
+
+
 def test_a_dtype_permits_and_decides(tmp_path):
     a = save(tmp_path / "a", numbers(1))
     b = save(tmp_path / "b", {name: tensor.bfloat16() for name, tensor in numbers(3).items()})
