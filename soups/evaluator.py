@@ -10,10 +10,14 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
+from soups.digests import sha256
 from soups.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     import torch
+
+
+MAX_PATH = 250  # characters; a longer text is no path
 
 
 class Evaluator(Protocol):
@@ -117,6 +121,15 @@ def check_args(spec: str, function: Callable[..., object], args: Mapping[str, An
             where="--arg",
             fix=f"its arguments are: {', '.join(names) or 'none'}",
         ) from error
+
+
+def digests_of_files(args: Any) -> dict[str, str]:
+    """Return the SHA-256 of every file that arguments name, at any depth, by path: scores are those of the content."""
+    if isinstance(args, str):
+        path = Path(args)
+        return {args: sha256(path)} if 0 < len(args) < MAX_PATH and path.is_file() else {}
+    values = args.values() if isinstance(args, Mapping) else args if isinstance(args, list | tuple) else ()
+    return {path: digest for value in values for path, digest in digests_of_files(value).items()}
 
 
 def checked_scores(scores: object, spec: str) -> dict[str, list[float]]:

@@ -11,10 +11,12 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from soups.errors import UserError
+from soups.evaluator import digests_of_files
 from soups.merge import Recipe
 from soups.methods import Method, get_method
 from soups.points import Point
@@ -58,6 +60,11 @@ class Sweep:
     depths: Mapping[str, int] = field(default_factory=dict)
     rules: Sequence[Rule] = ()
     policies: Policies = field(default_factory=Policies)
+
+    @cached_property
+    def files(self) -> dict[str, str]:
+        """Return the digest of every file that the arguments of the evaluator name, by path."""
+        return digests_of_files(self.args)
 
     @property
     def labels(self) -> list[str]:
@@ -123,6 +130,8 @@ class Sweep:
             ]
         if self.policies != Policies():
             content["policies"] = self.policies.described()
+        if self.files:
+            content["files"] = sorted(self.files.items())
         if self.method.extras:
             content["extras"] = sorted((model.digest, extra.digest) for model, extra in self.method.extras)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -142,6 +151,7 @@ class Sweep:
             **({"depths": dict(self.depths)} if self.depths else {}),
             **({"rules": [[rule.pattern, rule.weights] for rule in self.rules]} if self.rules else {}),
             **({"policies": self.policies.described()} if self.policies != Policies() else {}),
+            **({"files": self.files} if self.files else {}),
             **({"extras": self._extras()} if self.method.extras else {}),
         }
 

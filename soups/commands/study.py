@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -50,7 +51,7 @@ def run(
     root = out or Path("runs/studies") / study.stem
     if dry_run:
         rows = describe(loaded, root)
-        lines = [f"{'done' if row['done'] else 'to do'}  {row['id']}: {' '.join(row['command'])}" for row in rows]
+        lines = [f"{'done' if row['done'] else 'to do'}  {row['id']}: {shlex.join(row['command'])}" for row in rows]
         show({"out": str(root), "trainings": rows}, lines, as_json)
         return
     content = run_study(loaded, root, lambda line: print(line, file=sys.stderr, flush=True), workers)

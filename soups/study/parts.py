@@ -29,6 +29,7 @@ DONE, LOG = "done.json", "log.txt"
 LAST_LINES = 12
 # What a killed run was writing; the folders of the trainings themselves are their own.
 LEFTOVERS = (".*.tmp", "figures/.*.tmp", "scores/*/.*.tmp", "scores/*/*/.*.json.*.tmp", "trainings/*/.done.json.*.tmp")
+FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 STOPPED = (130, 143)  # exit codes after SIGINT and SIGTERM
 
 Report = Callable[[str], None]
@@ -83,7 +84,10 @@ class Models:
         node = self.plan.nodes[node_id]
         if node.is_training:
             return self.folder(node) / "run" / node.model if node.model else self.folder(node) / "run"
-        return self.folder(node) if node.needs else Path(node.model)
+        if not node.needs:
+            return Path(node.model)
+        is_file = all(self.path(needed).suffix in FILES for needed in node.needs.values())  # trainers then read files
+        return self.folder(node) / "model.safetensors" if is_file else self.folder(node)
 
     def checkpoint(self, node_id: str, name: str = "") -> Checkpoint:
         """Return a node's checkpoint under a name, opened once."""

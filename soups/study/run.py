@@ -14,7 +14,7 @@ from soups.study.page import page
 from soups.study.parts import Models, locked
 from soups.study.plan import make_plan
 from soups.study.schema import Study
-from soups.study.scores import score_all
+from soups.study.scores import check_evaluation, score_all, score_start
 from soups.study.workers import works_done
 
 JSON_NAME, PAGE_NAME = "report.json", "report.html"
@@ -39,8 +39,14 @@ def run_study(
     plan = make_plan(study)
     with locked(root):
         models = Models(plan, root, report)
+        check_evaluation(plan)
+        if models.is_done(plan.nodes[plan.start]):
+            with works_done(plan, models, root, 1) as do:
+                report("score of the start")
+                score_start(plan, do)
         models.make_all(num_workers)
         with works_done(plan, models, root, num_workers) as do:
+            score_start(plan, do)
             table = score_all(plan, do, report)
         report("report")
         collector = Collector(plan, table, models)
@@ -58,5 +64,6 @@ def run_study(
 def describe(study: Study, root: Path) -> list[dict[str, Any]]:
     """Return every training with its command, and whether it is done; nothing is run or written."""
     plan = make_plan(study)
+    check_evaluation(plan)
     models = Models(plan, root, lambda line: None)
     return [{"id": node.id, "done": models.is_done(node), "command": models.command(node)} for node in plan.trainings()]

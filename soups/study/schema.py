@@ -192,6 +192,16 @@ class Study(Section):
         for name in (name for names in mixed for name in names):
             if not self.specialists[name].rewards:
                 raise ValueError(f"{name} has no rewards, which a training on mixed rewards needs")
+        for names in mixed:
+            given: dict[str, dict[str, Any]] = {}
+            for name in names:
+                for reward in self.specialists[name].rewards:
+                    args = self.specialists[name].reward_args.get(reward, {})
+                    if given.setdefault(reward, args) != args:
+                        raise ValueError(
+                            f"{' and '.join(names)} use the reward {reward!r} with different reward_args, which one "
+                            f"training on both cannot: give it two names"
+                        )
         if any(pair.ensemble for pair in self.pairs) and not self.evaluation.ensemble:
             raise ValueError("an ensemble is asked for; evaluation.ensemble names no function")
         for name, merge in self.merges.items():

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from soups.errors import UserError
-from soups.evaluator import check_args, checked_scores, import_function, load_evaluator
+from soups.errors import UserError, did_you_mean
+from soups.evaluator import check_args, checked_scores, digests_of_files, import_function, load_evaluator
 from soups.methods import get_method
 from soups.points import Point
 from soups.recipes.policies import Policies
@@ -20,7 +20,7 @@ from soups.search.greedy import greedy_soup
 from soups.state import write_text
 from soups.study.parts import Models, Report, slug
 from soups.study.plan import Mixture, Plan, inner_points
-from soups.study.schema import Pair
+from soups.study.schema import START, Pair, Study
 from soups.sweep import Sweep, run_sweep
 
 SELECTION = "selection"
@@ -71,6 +71,45 @@ class Judges:
 
 
 Do = Callable[[Sequence[Work]], Iterable[Any]]
+
+
+def check_evaluation(plan: Plan) -> None:
+    """Refuse, before anything is trained, what could not be scored afterwards.
+
+    Raises:
+        UserError: an unknown merge method or parameter, or an evaluator or ensemble that cannot be called.
+    """
+    for mixture in plan.mixtures:
+        get_method(mixture.method, mixture.params).check(mixture.points[0], has_base=mixture.has_base)
+    evaluation = plan.study.evaluation
+    functions = {"evaluation.evaluator": evaluation.evaluator}
+    if any(pair.ensemble for pair in plan.study.pairs):
+        functions["evaluation.ensemble"] = evaluation.ensemble
+    for where, spec in functions.items():
+        for split in evaluation.splits.values():
+            check_args(spec, import_function(spec, where), evaluation.args | split.args)
+
+
+def check_metrics(study: Study, found: Iterable[str]) -> None:
+    """Require the evaluator to give every metric that the study names.
+
+    Raises:
+        UserError: names the first that it does not give.
+    """
+    named = {f"specialists.{name}.metric": each.metric for name, each in study.specialists.items()}
+    named |= {f"paths.{index}.metric": path.metric for index, path in enumerate(study.paths)}
+    named |= {f"merges.{name}.metric": merge.metric for name, merge in study.merges.items()}
+    for where, metric in named.items():
+        if metric and metric not in found:
+            what = f"the evaluator gives no metric {metric!r}"
+            raise UserError(what, where=where, fix=did_you_mean(metric, found))
+
+
+def score_start(plan: Plan, do: Do) -> None:
+    """Score the start on the first split, and check the metrics: mistakes show before hours of training."""
+    mixture = next(m for m in plan.mixtures if (m.kind, m.name) == ("model", START))
+    (results,) = do([Work(next(iter(plan.study.evaluation.splits)), "score", (mixture,))])
+    check_metrics(plan.study, list(results[0].metrics))
 
 
 def score_all(plan: Plan, do: Do, report: Report) -> Table:
@@ -125,7 +164,8 @@ class Judge:
         self.plan, self.models, self.evaluation, self.split = plan, models, plan.study.evaluation, split
         own = self.evaluation.selection if split == SELECTION else self.evaluation.splits[split].args
         self.args = dict(self.evaluation.args) | dict(own or {})
-        described = json.dumps([self.evaluation.evaluator, self.args], sort_keys=True)
+        files = digests_of_files(self.args)
+        described = json.dumps([self.evaluation.evaluator, self.args, *([files] if files else [])], sort_keys=True)
         self.root = root / "scores" / f"{slug(split)}-{hashlib.sha256(described.encode()).hexdigest()[:8]}"
         self._evaluator: Any = None
         self._shapes: dict[str, Any] = {}

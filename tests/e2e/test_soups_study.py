@@ -249,6 +249,29 @@ def test_each_of_several_trainings_has_its_part_of_the_machine(monkeypatch: pyte
     assert Path("log.txt").read_text() == "2 7\n"
 
 
+def test_scores_are_those_of_the_content_of_a_file() -> None:
+    text = SCORES.replace(
+        "def evaluator(path, shift=0.0, samples=40):",
+        "def evaluator(path, data, shift=0.0):\n    samples = int(Path(data).read_text())",
+    )
+    Path("study_scores.py").write_text("from pathlib import Path\n" + text)
+    small = ["seeds=[1]", "merges={}", "spider=null", "paths=[]", "pairs.0.chains=[]", "pairs.0.ensemble=0"]
+    study = load_study(Path("study.yaml"), [*small, "evaluation.selection=null", "evaluation.args.data=number.txt"])
+    for samples in (20, 30):
+        Path("number.txt").write_text(str(samples))
+        assert run_study(study, Path("out"))["num_samples"] == samples
+    assert len(trainings()) == 4
+
+
+def test_trainers_that_read_files_are_given_files() -> None:
+    text = TRAINER.replace('pathlib.Path(path, "model.safetensors")', "pathlib.Path(path)")
+    Path("trainer.py").write_text(text)
+    merges = "merges={fusing: {chain: fusing}}"
+    small = ["seeds=[1]", merges, "spider=null", "paths=[]", "pairs=[]", "train.model=model/model.safetensors"]
+    run_study(load_study(Path("study.yaml"), [*small, "start=start/model.safetensors"]), Path("out"))
+    assert len(trainings()) == 6
+
+
 def test_only_what_changed_is_done_again() -> None:
     small = ["seeds=[1]", "merges={}", "spider=null", "paths=[]", "pairs.0.chains=[]"]
     first = run_study(load_study(Path("study.yaml"), small), Path("out"))
@@ -418,6 +441,18 @@ def test_a_dry_run_writes_nothing() -> None:
         ("train.command=python trainer.py {start}", "no {out}"),
         ("train.command=python {stat} {out}", "unknown place {stat}"),
         ("start=nowhere", "nowhere"),
+        ("specialists.east.metric=west", "the evaluator gives no metric 'west'"),
+        ("paths.0.metric=west", "the evaluator gives no metric 'west'"),
+        ("merges.greedy.metric=west", "the evaluator gives no metric 'west'"),
+        ("merges.TIES.method=tise", "did you mean 'ties'"),
+        ("merges.TIES.params.density=7", "density"),
+        ("evaluation.evaluator=study_scores:evaluate", "no function 'evaluate'"),
+        ("evaluation.splits.far.args.shfit=1", "cannot be called with these arguments"),
+        ("evaluation.ensemble=study_scores:together", "no function 'together'"),
+        (
+            "specialists.north={rewards: {east: 1}, reward_args: {east: {size: 2}}, metric: north}",
+            "different reward_args",
+        ),
         (
             "train.command=python trainer.py --start {start} --out {out} --rewards {rewards} --seed 1 --rate {rate}",
             "seeds 1 and 2 would train the same specialists",
@@ -430,3 +465,4 @@ def test_what_does_not_fit_is_one_message(override: str, said: str) -> None:
     assert done.exit_code == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+    assert not trainings()

@@ -77,8 +77,24 @@ def test_seeds_widen_the_interval():
     alone = over_seeds([Quantity(1.0, draws + 1)])
     assert alone == {"value": 1.0, "low": 1.0, "high": 1.0}
     both = over_seeds([Quantity(0.0, draws), Quantity(2.0, draws + 2)])
-    assert both == {"value": 1.0, "low": 0.0, "high": 2.0, "per_seed": [0.0, 2.0]}
+    assert (both["value"], both["per_seed"]) == (1.0, [0.0, 2.0])
+    # Student's t with one degree of freedom: 1 plus or minus 12.71 times the standard error, which is 1.
+    assert (both["low"], both["high"]) == (pytest.approx(-11.7, rel=0.1), pytest.approx(13.7, rel=0.1))
     assert verdict(both) == "undecided"
+    same = over_seeds([Quantity(1.0, draws + 1)] * 3)
+    assert (same["low"], same["high"]) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("num_seeds", [2, 3, 5])
+def test_seeds_without_an_effect_rarely_show_one(num_seeds):
+    generator = np.random.default_rng(0)
+    said = [
+        verdict(
+            over_seeds([Quantity(value, value + np.zeros(20)) for value in generator.normal(size=num_seeds)], trial)
+        )
+        for trial in range(600)
+    ]
+    assert said.count("undecided") >= 0.92 * len(said)  # 95 % of them, give or take three standard errors
 
 
 @pytest.mark.parametrize(
