@@ -170,7 +170,8 @@ def barrier_figure(report: Report) -> Figure:
             interval = (path["distance"], path["distance"], barrier["low"], barrier["high"])
             details = {"Path": {"between": " and ".join(path["of"]), "barrier": shown(barrier["value"])}}
             marks.append(Mark(path["distance"], barrier["value"], interval=interval, details=details))
-        curves.append(Curve(group, marks, PALETTE[index % len(PALETTE)], line="none"))
+        marker = "dot" if index < len(PALETTE) else "ring"
+        curves.append(Curve(group, marks, PALETTE[index % len(PALETTE)], line="none", marker=marker))
     metric = written(report["paths"][0]["metric"])
     plane = Plane("distance of the two models, relative to their norm", f"barrier, {metric}", curves)
     return Figure(
