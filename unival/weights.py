@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from unival.errors import UserError
-from unival.pickles.torch_file import StoredTensor, read_torch_file
+from unival.pickles.torch_file import read_torch_file, tensors_of
 
 # Where the weights lie inside a file, by its maker: fairseq and PANN, Kinetics, timm.
 STATES = ("model", "state_dict", "model_state_dict", "state_dict_ema")
@@ -63,8 +63,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def _tensors(state: Any) -> dict[str, Tensor]:
-    items = state.items() if isinstance(state, dict) else ()
-    return {str(name): value.load() for name, value in items if isinstance(value, StoredTensor)}
+    return {name: stored.load() for name, stored in tensors_of(state).items()} if isinstance(state, dict) else {}
 
 
 def encoder_weights(name: str, encoder: nn.Module, weights: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:

@@ -40,7 +40,7 @@ def test_the_originals_pickle_is_read_without_running_it(tmp_path: Path) -> None
     ("name", "content", "message"),
     [
         ("a.txt", "\n \n", "holds no answer"),
-        ("a.json", "[1, 2]", "must be text, got 1"),
+        ("a.json", "[1, 2]", "must be text, got int"),
         ("a.json", "3", "expected a list of answers"),
         ("a.json", "[", "not JSON.*a.json:1"),
     ],
@@ -80,3 +80,13 @@ def test_a_task_takes_its_answers_from_a_list_or_a_file(tmp_path: Path) -> None:
     both: dict[str, Any] = {"candidates": ["cat"], "candidates_file": str(path)}
     with pytest.raises(UserError, match="not both"):
         get_task("vqa", both)
+
+
+def test_no_text_is_made_of_nested_values_in_a_pickle(tmp_path: Path) -> None:
+    nested = b"](" + b")" + b"2\x86" * 60 + b"e"  # a list of one tuple, whose text has 2 ** 60 parts
+    (tmp_path / "a.pkl").write_bytes(b"\x80\x02" + nested + b".")
+    with pytest.raises(UserError, match="must be text, got tuple"):
+        read_answers(tmp_path / "a.pkl")
+    (tmp_path / "types.pkl").write_bytes(b"\x80\x02}(X\x05\x00\x00\x00other" + nested + b"u.")
+    with pytest.raises(UserError, match="expected an object"):
+        read_answer_types(tmp_path / "types.pkl")

@@ -269,6 +269,63 @@ def test_limits_hold_against_bombs(monkeypatch: pytest.MonkeyPatch) -> None:
         read_bytes(b"\x80\x04" + copies + b".")
 
 
+def doubled(num: int) -> bytes:
+    """Return operations for nested pairs whose text has 2 ** `num` parts."""
+    return b")" + b"2\x86" * num
+
+
+def write_legacy(path: Path, *pickles: bytes) -> Path:
+    path.write_bytes(pickle.dumps(0x1950A86A20F9469CFC6C, 2) + b"".join(pickles))
+    return path
+
+
+DTYPE = b"cnumpy\ndtype\n" + doubled(60) + b"\x85R"
+TEXT_BOMBS = {
+    "a path": b"cpathlib\nPosixPath\n" + doubled(60) + b"\x85R",
+    "a device": b"ctorch\ndevice\n" + doubled(60) + b"\x85R",
+    "a dtype": b"cnumpy.core.multiarray\nscalar\n" + DTYPE + b"C\x08abcdefgh\x86R",
+    "an encoding": b"c_codecs\nencode\n" + text("x") + doubled(60) + b"\x86R",
+    "a key": b"(" + text("storage") + b"ctorch\nFloatStorage\n" + doubled(60) + text("cpu") + b"K\x01tQ",
+    "a size": b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + doubled(60) + b"tQ",
+}
+
+
+@pytest.mark.parametrize("bomb", TEXT_BOMBS.values(), ids=TEXT_BOMBS)
+def test_no_text_is_made_of_nested_values(tmp_path: Path, bomb: bytes) -> None:
+    """Each of these files has some hundred bytes; the text that they ask for has 2 ** 60."""
+    pickled = b"\x80\x04" + bomb + b"."
+    head = pickle.dumps(1001, 2) + pickle.dumps({"little_endian": True}, 2)
+    for path in (write_zip(tmp_path / "x.pt", pickled), write_legacy(tmp_path / "y.pt", head, pickled)):
+        with pytest.raises(UserError, match="truncated or corrupt"):
+            read_torch_file(path)
+
+
+def test_no_text_is_made_of_the_head_and_the_keys_of_an_old_file(tmp_path: Path) -> None:
+    bomb, empty = b"\x80\x02" + doubled(60) + b".", pickle.dumps({}, 2)
+    head = pickle.dumps(1001, 2) + pickle.dumps({"little_endian": True}, 2)
+    for parts in ([bomb, empty], [head, empty, b"\x80\x02](" + doubled(60) + b"e."]):
+        with pytest.raises(UserError, match="truncated or corrupt"):
+            read_torch_file(write_legacy(tmp_path / "x.pt", *parts))
+
+
+def test_deep_values_are_refused_in_both_formats(tmp_path: Path) -> None:
+    pickled = b"\x80\x02cpathlib\nPosixPath\n)" + b"\x85" * 100_000 + b"\x85R."
+    head = pickle.dumps(1001, 2) + pickle.dumps({"little_endian": True}, 2)
+    for path in (write_zip(tmp_path / "x.pt", pickled), write_legacy(tmp_path / "y.pt", head, pickled)):
+        with pytest.raises(UserError, match="truncated or corrupt"):
+            read_torch_file(path)
+
+
+def test_a_configuration_repeats_no_long_text() -> None:
+    long = "x" * 100_000
+    with pytest.raises(ValueError, match="too large"):
+        plain([long] * 1000)
+    for shared in ({(long,) * 8: 1}, {1: {(long, long)}}):
+        with pytest.raises(ValueError, match="as a key"):
+            plain(shared)
+    assert plain({1: "a", None: 2.5, "set": {3, "b"}}) == {"1": "a", "None": 2.5, "set": [3, "b"]}
+
+
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False) | st.text() | st.binary(),

@@ -27,7 +27,7 @@ def read_answers(path: str | Path) -> tuple[str, ...]:
         raise UserError(f"expected a list of answers, got {type(content).__name__}", where=str(path))
     wrong = next((item for item in content if not isinstance(item, str)), None)
     if wrong is not None:
-        raise UserError(f"an answer must be text, got {wrong!r}", where=str(path))
+        raise UserError(f"an answer must be text, got {type(wrong).__name__}", where=str(path))
     answers = tuple(dict.fromkeys(item.strip() for item in content if item.strip()))
     if not answers:
         raise UserError("the file holds no answer", where=str(path), fix="write one answer per line")
@@ -43,7 +43,10 @@ def read_answer_types(path: str | Path) -> dict[str, tuple[str, ...]]:
     """
     content = read_data(path)
     fix = '{"how many": ["1", "2"], "other": ["cat"]}'
-    if not isinstance(content, dict) or not all(isinstance(answers, list) for answers in content.values()):
+    groups = content.values() if isinstance(content, dict) else [None]
+    if not all(
+        isinstance(group, list) and all(isinstance(item, str | int | float) for item in group) for group in groups
+    ):
         raise UserError("expected an object with a list of answers per question type", where=str(path), fix=fix)
     if not content.get("other"):
         raise UserError("no answers of type 'other'", where=str(path), fix=fix)

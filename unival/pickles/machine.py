@@ -90,6 +90,8 @@ class Machine:
             raise
         except MemoryError:
             corrupt("it needs more memory than there is", self.where)
+        except RecursionError:
+            corrupt("it is nested too deeply", self.where)
         except (ValueError, TypeError, LookupError, AttributeError, OverflowError, struct.error) as error:
             corrupt(f"{type(error).__name__}: {error}", self.where)
 

@@ -163,12 +163,14 @@ class _Tensors:
 
     def persistent(self, identifier: Any) -> Storage:
         """Return the storage of a persistent id ("storage", type, key, device, number of elements)."""
+        if not isinstance(identifier, tuple) or len(identifier) not in (5, 6):
+            raise ValueError("a persistent id that names no tensor data")
         tag, kind, key, _, num_elements, *view = identifier
         if tag != "storage" or not isinstance(kind, Name) or any(view):
             raise ValueError("tensor data of a kind that torch has not written since 0.4")
-        key, dtype = str(key), _STORAGES[kind.path]
-        if not isinstance(num_elements, int) or num_elements < 0:
-            raise ValueError(f"{num_elements!r} elements")
+        if not isinstance(key, str) or not isinstance(num_elements, int) or num_elements < 0:
+            raise ValueError("tensor data without a name or with an impossible number of elements")
+        dtype = _STORAGES[kind.path]
         if key not in self.storages:
             self.storages[key] = self.storage_of(key, dtype, num_elements)
         storage = self.storages[key]
@@ -255,15 +257,15 @@ def _read_legacy(path: Path, file: BinaryIO) -> Any:
         raise UserError("a pickle, but not a file of torch.save", where=where)
     protocol, system = Machine(where).load(file), Machine(where).load(file)
     if protocol != LEGACY_PROTOCOL or not isinstance(system, dict) or system.get("little_endian") is not True:
-        corrupt(f"protocol {protocol!r}", where)
+        corrupt("its header is not that of torch.save", where)
     tensors = _Tensors(path, lambda key, dtype, num_elements: Storage(path, key, dtype, num_elements))
     tree = Machine(where, tensors.persistent, tensors.builders).load(file)
     keys = Machine(where).load(file)
-    if not isinstance(keys, list) or {str(key) for key in keys} != set(tensors.storages):
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or {*keys} != {*tensors.storages}:
         corrupt("the list of tensor data does not fit", where)
     position = file.tell()
     for key in keys:
-        storage = tensors.storages[str(key)]
+        storage = tensors.storages[key]
         file.seek(position)
         announced = int.from_bytes(file.read(8), "little")
         storage.start = position + 8
@@ -276,5 +278,5 @@ def _read_legacy(path: Path, file: BinaryIO) -> Any:
 
 
 def tensors_of(state: Mapping[Any, Any]) -> dict[str, StoredTensor]:
-    """Return the tensors of a state dictionary, in order; other entries are dropped."""
-    return {str(name): value for name, value in state.items() if isinstance(value, StoredTensor)}
+    """Return the tensors of a state dictionary that have a name, in order; other entries are dropped."""
+    return {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, StoredTensor)}

@@ -14,6 +14,7 @@ MAX_KEY_PARTS = 8
 MAX_KEY_BITS = 64
 MAX_PLAIN_DEPTH = 50
 MAX_PLAIN_NODES = 200_000
+CHARS_PER_NODE = 100  # of a text: a file may share a long one, JSON repeats it
 
 Builder = Callable[..., Any]
 
@@ -72,7 +73,7 @@ def _pairs(items: Any = ()) -> list[tuple[Any, Any]]:
 
 def _encode(text: str, encoding: str = "utf-8") -> bytes:
     if encoding not in ("latin1", "latin-1", "utf-8", "ascii"):
-        raise ValueError(f"encoding {encoding!r}")
+        raise ValueError("an unknown encoding")
     return text.encode(encoding)
 
 
@@ -82,7 +83,7 @@ def _bytearray(data: Any = b"", encoding: str = "latin1") -> bytes:
 
 def _numpy_scalar(dtype: Instance, data: bytes) -> bool | int | float:
     formats = {"b1": "?", "f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "i2": "h", "i1": "b", "u1": "B"}
-    return struct.unpack("<" + formats[str(dtype.args[0]).lstrip("<=|")], data)[0]
+    return struct.unpack("<" + formats[_joined("", dtype.args[:1]).lstrip("<=|")], data)[0]
 
 
 def _get_item(generic: Any, _: Any) -> Name:
@@ -107,8 +108,12 @@ def _type(value: None) -> Name:
     return Name("builtins.NoneType")
 
 
-def _join_path(*parts: str) -> str:
-    return "/".join(str(part) for part in parts)
+def _joined(separator: str, parts: Sequence[Any]) -> str:
+    """Join texts and numbers; the text of anything nested can be of any length, whatever the size of the file."""
+    wrong = [type(part).__name__ for part in parts if not isinstance(part, str | int)]
+    if wrong:
+        raise ValueError(f"a {wrong[0]} where a text should be")
+    return separator.join(map(str, parts))
 
 
 # Names that may be called, with what we make of the call; `torch_file` adds those of tensors.
@@ -130,10 +135,10 @@ BUILDERS: dict[str, Builder] = {
     "copyreg._reconstructor": lambda cls, _base, _state: _make(cls),
     "_operator.getitem": _get_item,
     "operator.getitem": _get_item,
-    "pathlib.PosixPath": _join_path,
-    "pathlib.Path": _join_path,
+    "pathlib.PosixPath": lambda *parts: _joined("/", parts),
+    "pathlib.Path": lambda *parts: _joined("/", parts),
     "torch.Size": lambda items=(): tuple(items),
-    "torch.device": lambda *parts: ":".join(str(part) for part in parts),
+    "torch.device": lambda *parts: _joined(":", parts),
     "numpy.core.multiarray.scalar": _numpy_scalar,
     "numpy._core.multiarray.scalar": _numpy_scalar,
 }
@@ -192,18 +197,23 @@ def plain(value: Any) -> Any:
 
     def walk(node: Any, depth: int) -> Any:
         nonlocal budget
-        budget -= 1
+        budget -= 1 + (len(node) // CHARS_PER_NODE if isinstance(node, str) else 0)
         if budget < 0 or depth > MAX_PLAIN_DEPTH:
             raise ValueError("a configuration that is too deep or too large")
         if isinstance(node, str | int | float | None):
             return node
         if isinstance(node, Mapping):
-            return {str(key): walk(item, depth + 1) for key, item in node.items()}
+            return {text(key, depth): walk(item, depth + 1) for key, item in node.items()}
         if isinstance(node, list | tuple):
             return [walk(item, depth + 1) for item in node]
         if isinstance(node, set | frozenset):
-            return sorted((walk(item, depth + 1) for item in node), key=str)
+            return sorted((walk(item, depth + 1) for item in node), key=lambda item: text(item, depth))
         return walk(_content(node), depth + 1) if isinstance(node, Instance) else None
+
+    def text(key: Any, depth: int) -> str:
+        if not isinstance(key, str | int | float | None):
+            raise ValueError(f"a configuration with a {type(key).__name__} as a key")
+        return str(walk(key, depth + 1))
 
     return walk(value, 0)
 
