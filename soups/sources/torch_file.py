@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from soups.errors import UserError
 from soups.sources.info import DTYPES, ITEM_BYTES, TensorInfo, corrupt, packed_strides
-from soups.sources.unpickle import Call, Name, PersistentId, PickleError, RefusedName, parse
+from soups.sources.unpickle import DAMAGE, Call, Name, PersistentId, PickleError, RefusedName, parse
 
 # Where training programs put the weights, and where they put the exponential moving average of the weights.
 WEIGHTS = (("model",), ("state_dict",), ("model_state_dict",), ("module",), ("net",), ("params",), ("weights",))
@@ -99,11 +99,11 @@ INERT_PREFIXES = (  # records of settings and progress, of the programs that wri
     "accelerate.",
 )
 MAGIC = 0x1950A86A20F9469CFC6C
-DAMAGE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, EOFError)
 MAX_PICKLE_BYTES = 100_000_000
 MAX_EXPANDED_BYTES = 8 << 30  # a stride of zero makes a huge tensor out of a small file
 MAX_AXES = 64
 MAX_LISTED = 5
+MAX_WRAPPED = 5  # calls around the one that rebuilds a tensor
 
 
 @dataclass(frozen=True)
@@ -212,22 +212,26 @@ def _read_legacy(file: IO[bytes], path: Path) -> tuple[Any, dict[str, tuple[int,
     places: dict[str, tuple[int, int]] = {}
     position = None
     for key in parse(file, is_allowed):
+        if not isinstance(key, str):
+            raise PickleError("a storage without a name")
         position = file.tell() if position is None else position
         file.seek(position)
-        num_bytes = int.from_bytes(file.read(8), "little") * sizes.get(str(key), 1)
-        places[str(key)] = (position + 8, num_bytes)
+        num_bytes = int.from_bytes(file.read(8), "little") * sizes.get(key, 1)
+        places[key] = (position + 8, num_bytes)
         position += 8 + num_bytes
     return value, places
 
 
 def _storage(reference: Any) -> tuple[str, str, int]:
     """Return key, dtype and first item of the storage that a persistent id names."""
+    if not isinstance(reference, tuple) or len(reference) not in (5, 6):
+        raise PickleError("a reference that names no storage")
     kind, storage, key, _, _, *view = reference
-    if kind != "storage" or not isinstance(storage, Name):
-        raise PickleError(f"a stored {kind!r}")
+    if kind != "storage" or not isinstance(storage, Name) or not isinstance(key, str):
+        raise PickleError("a reference that names no storage")
     if storage.full not in STORAGES:
         raise PickleError(f"numbers of the kind {storage.full}")
-    return str(key), STORAGES[storage.full], view[0][1] if view and view[0] else 0
+    return key, STORAGES[storage.full], view[0][1] if view and view[0] else 0
 
 
 def find_weights(value: Any, path: Path, *, average: bool = False) -> Mapping[str, Any]:
@@ -267,7 +271,9 @@ def _has_tensors(state: dict[Any, Any]) -> bool:
 
 def _tensor_call(value: Any) -> Call | None:
     """Return the call that would rebuild a tensor, without what makes it a parameter or a subclass."""
-    while isinstance(value, Call):
+    for _ in range(MAX_WRAPPED):
+        if not isinstance(value, Call):
+            return None
         if value.name in PARAMETERS and value.args:
             value = value.args[0]
         elif value.name == "torch._tensor._rebuild_from_type_v2":
@@ -307,7 +313,7 @@ def _rebuilt(name: str, call: Call, path: Path) -> _Stored:
         dtype = TORCH_DTYPES[call.args[6].full]
     numbers = (start, first, *shape, *strides)
     if len(shape) != len(strides) or len(shape) > MAX_AXES or any(type(n) is not int or n < 0 for n in numbers):
-        raise PickleError(f"{name!r} has the shape {shape!r}"[:200])
+        raise PickleError(f"{name!r} has no possible shape")
     return _Stored(key, dtype, start + first, tuple(shape), tuple(strides))
 
 

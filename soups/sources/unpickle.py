@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import IO, Any
 
+DAMAGE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, EOFError)
 MAX_OPCODES = 10_000_000  # a checkpoint of 100,000 tensors with its optimizer has about 7 million
 
 
@@ -83,7 +84,7 @@ def parse(file: IO[bytes], is_allowed: Callable[[str], bool], references: list[A
         (value,) = machine.stack
     except PickleError:
         raise
-    except (ValueError, LookupError, TypeError, AttributeError, EOFError, OverflowError, MemoryError) as error:
+    except (*DAMAGE, MemoryError) as error:
         raise PickleError(f"the pickle is not readable ({error})") from error
     return value
 
@@ -94,6 +95,7 @@ class _Machine:
         self._memo: dict[int, Any] = {}
         self._is_allowed = is_allowed
         self._references = references
+        self._copied = 0
 
     def step(self, opcode: str, argument: Any) -> None:
         """Do one instruction."""
@@ -134,6 +136,8 @@ class _Machine:
 
     def _stack_global(self, _: None) -> None:
         name, module = self.stack.pop(), self.stack.pop()
+        if not isinstance(name, str) or not isinstance(module, str):
+            raise PickleError("a name that is not text")
         self._push_name(f"{module}.{name}")
 
     def _reduce(self, _: None) -> None:
@@ -142,8 +146,11 @@ class _Machine:
             raise PickleError("a call of what is no name")
         if function.full in DICTS:
             pairs = args[0] if args and isinstance(args[0], list) else []  # Python 2 gives the items at once
+            self._copied += len(pairs)  # a list may be shared, our copies of it are not
+            if self._copied > MAX_OPCODES:
+                raise PickleError(f"more than {MAX_OPCODES} copied items")
             self.stack.append({})
-            self._set([part for pair in pairs for part in pair])
+            self._set([part for key, value in pairs for part in (key, value)])
         else:
             self.stack.append(Call(function.full, args))
 
@@ -259,6 +266,5 @@ def _python3(module: str, name: str) -> tuple[str, str]:
 
 
 def _is_plain(key: Any) -> bool:
-    """Say whether a key is small: the hash of nested tuples can take for ever."""
-    parts = key if isinstance(key, tuple) else (key,)
-    return all(part is None or isinstance(part, str | int | float | bytes) for part in parts)
+    """Say whether a key is a scalar: the hash and the text of nested tuples can take for ever."""
+    return isinstance(key, str | int | float | bytes | None)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import io
 import json
 import os
+import pickle
 import random
 import struct
 import sys
@@ -243,6 +245,40 @@ def test_other_spellings_of_a_call_are_refused_too(tmp_path, raw):
 def test_programs_that_no_checkpoint_needs_are_errors(raw):
     with pytest.raises(PickleError):
         parse(io.BytesIO(raw), lambda name: True)
+
+
+def test_no_text_is_made_of_nested_values(tmp_path):
+    """Each of these files has some hundred bytes; the text that they ask for has 2 ** 60."""
+    bomb, storage = b")" + b"2\x86" * 60, b"ctorch\nFloatStorage\n"
+    tag, device = _text("storage"), _text("cpu")
+    persistent = {
+        "kind": b"(" + bomb + storage + _text("0") + device + b"K\x01tQ",
+        "key": b"(" + tag + storage + bomb + device + b"K\x01tQ",
+        "whole": b"(" + tag + storage + _text("0") + device + b"K\x01tQ",
+    }
+    head = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2) + pickle.dumps({"little_endian": True}, 2)
+    for name, reference in persistent.items():
+        shape = bomb + b"\x85" if name == "whole" else b"K\x01\x85"
+        tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + reference + b"K\x00" + shape + b"K\x01\x85\x89NtR"
+        raw = b"\x80\x02}" + _text("w") + tensor + b"s."
+        with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+            archive.writestr("x/data.pkl", raw)
+        (tmp_path / "y.pt").write_bytes(head + raw + pickle.dumps(["0"], 2))
+        for path in (tmp_path / "x.pt", tmp_path / "y.pt"):
+            with pytest.raises(UserError, match="corrupt"):
+                open_checkpoint(path)
+    for raw in (bomb + _text("x") + b"\x93.", b"}" + bomb + b"\x85N" + b"s."):
+        with contextlib.suppress(PickleError):
+            parse(io.BytesIO(b"\x80\x04" + raw), lambda name: True)
+
+
+def test_shared_items_are_not_copied_for_ever(monkeypatch):
+    monkeypatch.setattr("soups.sources.unpickle.MAX_OPCODES", 1000)
+    shared = b"\x80\x02](" + b"N" * 100 + b"NNe" + b"q\x00ccollections\nOrderedDict\n"
+    pairs = b"\x80\x02](" + b"](NNe" * 100 + b"eq\x00" + b"ccollections\nOrderedDict\nh\x00\x85R" * 20 + b"."
+    for raw in (shared + b"](" + b"h\x00" * 100 + b"e\x85R.", pairs):
+        with pytest.raises(PickleError):
+            parse(io.BytesIO(raw), lambda name: True)
 
 
 def test_allowed_names_are_records_and_import_nothing():
