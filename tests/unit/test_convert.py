@@ -293,6 +293,17 @@ def test_adapters_and_prefixes_are_seen(tmp_path: Path) -> None:
     assert_same_output(model, converted)
 
 
+def test_low_rank_updates_go_out_inside_their_matrices(tmp_path: Path) -> None:
+    model = tiny.build_model(lora_rank=2)  # all parameters are random, those of the updates too
+    assert any(parameter.any() for name, parameter in model.named_parameters() if name.endswith("lora_B"))
+    save_model(tmp_path / "own", model, tiny.processor())
+    assert "LoRA" in " ".join(convert(tmp_path / "own", tmp_path / "x.pt", to="fairseq")["notes"])
+    convert(tmp_path / "x.pt", tmp_path / "again")
+    again = loaded(tmp_path / "again")
+    assert again.config.lora_rank == 0
+    assert_same_output(model, again)
+
+
 def test_a_model_trained_here_goes_out_and_comes_back(tmp_path: Path) -> None:
     model = tiny.model()
     save_model(tmp_path / "own", model, tiny.processor())

@@ -199,18 +199,33 @@ def read_folder(folder: Path) -> Original:
         raise UserError(f"unreadable weights: {error}", where=str(folder)) from None
     for name in TIED[1:]:
         tensors.pop(name, None)
+    notes: list[str] = []
     model = empty_model(config, str(folder))
     expected, found = shapes_of(model.state_dict()), shapes_of(tensors)
     names = list(expected)
     wrong = sorted(name for name in {*names, *found}.difference(TIED[1:]) if expected.get(name) != found.get(name))
     if wrong:
         raise UserError(f"{len(wrong)} tensors do not fit config.json: {', '.join(wrong[:10])}", where=str(folder))
+    if config.lora_rank:
+        _merge_low_rank(tensors, config.lora_alpha / config.lora_rank)
+        config.lora_rank = 0
+        model = empty_model(config, str(folder))
+        names = list(model.state_dict())
+        notes.append("the low-rank updates (LoRA) were added to the matrices they belong to")
     source = {"file": folder.name, "format": "transformers", "weights": "raw"}
     record = _read_record(folder)
     if record is not None:
-        return Original(model, tensors, extra, record.pop("order"), record, record.pop("source", source))
+        return Original(model, tensors, extra, record.pop("order"), record, record.pop("source", source), notes)
     cfg = native_settings(model.config, _read_json(folder / "processor_config.json"))
-    return Original(model, tensors, extra, original_names(names), {"cfg": cfg}, source, _limits(model.config))
+    return Original(model, tensors, extra, original_names(names), {"cfg": cfg}, source, notes + _limits(model.config))
+
+
+def _merge_low_rank(tensors: dict[str, Tensor], scale: float) -> None:
+    """Add every low-rank update to its matrix, in place: the original knows no such updates."""
+    for name in [name for name in tensors if name.endswith(".lora_A")]:
+        matrix = name.removesuffix("lora_A") + "weight"
+        down, up = tensors.pop(name).double(), tensors.pop(name.removesuffix("A") + "B").double()
+        tensors[matrix] = (tensors[matrix].double() + scale * up @ down).to(tensors[matrix].dtype)
 
 
 def _read_config(folder: Path) -> UnivalConfig:
