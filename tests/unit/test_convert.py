@@ -246,6 +246,8 @@ def test_what_sizes_do_not_give_is_kept_and_told(tmp_path: Path) -> None:
         (lambda state: state.pop("encoder.layers.1.fc1.weight"), "1 tensors missing: encoder.layers.1.fc1.weight"),
         (lambda state: state.update({"encoder.pos_ln.bias": torch.zeros(3)}), "of another shape"),
         (lambda state: state.update({"encoder.new.bias": torch.zeros(3)}), "unknown: encoder.new.bias"),
+        (lambda state: state.update({"step": torch.zeros(1)}), "unknown: step"),
+        (lambda state: state.update({"other.version": torch.zeros(1)}), "unknown: other.version"),
         (lambda state: state.update({"encoder.layers.0.self_attn.q_norm.weight": torch.zeros(3)}), "qk-norm"),
         (lambda state: state.update({"encoder.layers.0.w_resid": torch.zeros(3)}), "scale-resids"),
         (lambda state: state.update({"encoder.type_embedding.weight": torch.zeros(4, 16)}), "add-mm-type"),

@@ -24,6 +24,7 @@ EMBEDDING = "encoder.embed_tokens.weight"
 # The copies of the embedding. Loading them one after another, the original keeps the last.
 TIED = (EMBEDDING, "decoder.embed_tokens.weight", "decoder.output_projection.weight")
 TABLES = ("version", "token_rp_bucket", "image_rp_bucket", "image_position_idx")
+TABLE_NAMES = {f"{side}.{table}": table for side in ("encoder", "decoder") for table in TABLES}
 COUNTER = ".num_batches_tracked"
 FILLER_POSITIONS = 769  # entries of `image_position_idx` behind the grid
 BART_WORDS = 50265  # special tokens, dictionary and <mask>
@@ -112,8 +113,7 @@ def _place(kind: str, name: str) -> int:
 
 def original_names(names: Iterable[str]) -> list[str]:
     """Return the names of the original's state dict for a model with these, in order."""
-    tables = [f"{side}.{table}" for side in ("encoder", "decoder") for table in TABLES]
-    tables.remove("encoder.image_position_idx")
+    tables = [name for name in TABLE_NAMES if name != "encoder.image_position_idx"]
     return original_order([*tables, *names])
 
 
@@ -125,7 +125,7 @@ def rebuild(name: str, config: UnivalConfig, dtype: torch.dtype) -> Tensor | Non
         config: Of the model.
         dtype: Of the weights, which `version` has too.
     """
-    table = name.split(".", 1)[1]
+    table = TABLE_NAMES.get(name)
     if table == "version":
         return torch.tensor([3.0], dtype=dtype)
     if table == "token_rp_bucket":
@@ -147,7 +147,7 @@ def table_shape(name: str, config: UnivalConfig) -> Shape | None:
         "token_rp_bucket": (config.max_text_positions,) * 2,
         "image_rp_bucket": (config.image_bucket_size**2 + 1,) * 2,
         "image_position_idx": (1 + side * side + FILLER_POSITIONS,),
-    }.get(name.split(".", 1)[1])
+    }.get(TABLE_NAMES.get(name, ""))
 
 
 def infer_config(shapes: Mapping[str, Shape], settings: Settings, where: str) -> UnivalConfig:
@@ -194,7 +194,7 @@ def check_fit(shapes: Mapping[str, Shape], expected: Mapping[str, Shape], where:
     wrong = [f"{n} {shapes[n]} instead of {expected[n]}" for n in shapes if n in expected and shapes[n] != expected[n]]
     extra = [name for name in shapes if name not in expected]
     harmless = ("classification_heads.",)
-    unknown = [n for n in extra if n.split(".", 1)[1] not in TABLES and not n.startswith(harmless)]
+    unknown = [n for n in extra if n not in TABLE_NAMES and not n.startswith(harmless)]
     for kind, names in (("missing", missing), ("of another shape", wrong), ("unknown", unknown)):
         if names:
             listed = ", ".join(names[:10])
