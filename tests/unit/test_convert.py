@@ -240,6 +240,50 @@ def test_what_sizes_do_not_give_is_kept_and_told(tmp_path: Path) -> None:
     assert_same(load_unsafely(tmp_path / "back.pt")["model"], state)
 
 
+def test_a_record_that_does_not_fit_the_model_is_refused(tmp_path: Path) -> None:
+    folder, back = tmp_path / "folder", tmp_path / "back.pt"
+    convert(save(tmp_path / "x.pt", contents(state_of(build()))), folder)
+    good = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    order = good["order"]
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"order": [*order, "encoder.new"]}, "1 tensors are not those of the conversion: encoder.new"),
+        ({"order": [*order, "step"]}, "1 tensors are not those of the conversion: step"),
+        ({"order": [n for n in order if "video" not in n]}, "not those of the conversion: encoder.embed_video"),
+        ({"order": [n for n in order if n not in TIED]}, "embedding is missing"),
+        ({"order": [*order, order[0]]}, "named twice"),
+        ({"order": [3]}, "not the record of a conversion"),
+        ({"extra_state": [1]}, "not the record of a conversion"),
+    ]
+    for changes, message in cases:
+        (folder / RECORD).write_text(json.dumps(good | changes), encoding="utf-8")
+        with pytest.raises(UserError, match=message):
+            convert(folder, back, to="fairseq")
+    (folder / RECORD).unlink()  # as the message says
+    convert(folder, back, to="fairseq")
+    assert set(load_unsafely(back)["model"]) == set(order)
+
+
+def test_a_configuration_without_groups_goes_back(tmp_path: Path) -> None:
+    source = save(tmp_path / "x.pt", contents(state_of(build()), cfg={"model": [1], "task": "x", "_name": None}))
+    convert(source, tmp_path / "folder")
+    convert(tmp_path / "folder", tmp_path / "back.pt", to="fairseq")
+    assert load_unsafely(tmp_path / "back.pt")["cfg"]["task"]["_name"] == "caption"
+
+
+def test_an_embedding_that_was_trained_on_is_written_in_place_of_old_copies(tmp_path: Path) -> None:
+    state = state_of(build())
+    state[TIED[1]] = state[TIED[1]] + 1
+    convert(save(tmp_path / "x.pt", contents(state)), tmp_path / "folder")
+    model = loaded(tmp_path / "folder")
+    with torch.no_grad():
+        model.encoder.embed_tokens.weight.mul_(2)
+    model.save_pretrained(tmp_path / "folder")
+    notes = convert(tmp_path / "folder", tmp_path / "back.pt", to="fairseq")["notes"]
+    assert any("changed since the conversion" in note and TIED[1] in note for note in notes)
+    back = load_unsafely(tmp_path / "back.pt")["model"]
+    assert all(torch.equal(back[name], 2 * state[EMBEDDING]) for name in TIED)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -199,9 +199,9 @@ def complete(cfg: Mapping[str, Any]) -> dict[str, Any]:
     groups: dict[str, Any] = CHOICES | {name: {"_name": None} for name in GROUPS} | dict(cfg)
     if "generation" not in cfg:
         groups["generation"] = groups["generation"] | READ_ON_LOADING
-    model = dict(groups["model"] or {})
+    model = dict(groups["model"]) if isinstance(groups["model"], Mapping) else {}
     model |= {name: None for name in PATHS if name in model}
-    task = groups["task"] or {}
+    task = dict(groups["task"]) if isinstance(groups["task"], Mapping) else {}
     if not task.get("_name"):  # the task and its options are among the model's arguments as well
         names = {*TASK, *_sizes(UnivalConfig(), {})}
         known = {name: value for name, value in model.items() if name in names}

@@ -1,5 +1,6 @@
 """Read and write `transformers` folders that came from, or go to, a file of the original."""
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from unival import __version__
 from unival.checkpoint import atomic_folder, digest, quiet_transformers, resolve_model_dir
 from unival.convert.arguments import native_settings
-from unival.convert.layout import EMBEDDING, TIED, empty_model, original_names, shapes_of
+from unival.convert.layout import COUNTER, EMBEDDING, TABLE_NAMES, TIED, empty_model, original_names, shapes_of
 from unival.convert.original import Original
 from unival.errors import UserError
 from unival.model.configuration import UnivalConfig
@@ -24,6 +25,7 @@ from unival.model.tokenizer import load_bpe_tokenizer
 
 RECORD = "fairseq.json"
 EXTRA = "fairseq.safetensors"
+REMOVE = "remove it; without it, the file is written as that of a model trained here"
 IMAGENET: dict[str, Any] = {"pixel_mean": [0.485, 0.456, 0.406], "pixel_std": [0.229, 0.224, 0.225]}
 
 CARD = """---
@@ -84,6 +86,8 @@ def write_folder(original: Original, folder: Path, tokenizer: str | None) -> dic
         if original.extra:
             _save(original.extra, temporary / EXTRA)
         record = original.record | {"order": original.order, "source": original.source}
+        if not original.extra.keys().isdisjoint(TIED):  # they belong to this embedding, not to one that is trained on
+            record["embedding"] = _fingerprint(original.tensors[EMBEDDING])
         (temporary / RECORD).write_text(json.dumps(record, indent=0) + "\n", encoding="utf-8")
         files = {path.name: digest(path) for path in sorted(temporary.iterdir())}
         card = _card(original, folder.name, sum(parameters.values()), files)
@@ -194,7 +198,8 @@ def read_folder(folder: Path) -> Original:
     config = _read_config(folder)
     try:
         tensors = load_file(folder / "model.safetensors")
-        extra = load_file(folder / EXTRA) if (folder / EXTRA).is_file() else {}
+        record = _read_record(folder)
+        extra = load_file(folder / EXTRA) if record and (folder / EXTRA).is_file() else {}
     except (SafetensorError, OSError) as error:
         raise UserError(f"unreadable weights: {error}", where=str(folder)) from None
     for name in TIED[1:]:
@@ -213,11 +218,15 @@ def read_folder(folder: Path) -> Original:
         names = list(model.state_dict())
         notes.append("the low-rank updates (LoRA) were added to the matrices they belong to")
     source = {"file": folder.name, "format": "transformers", "weights": "raw"}
-    record = _read_record(folder)
-    if record is not None:
+    if record:
+        copies = [name for name in TIED if name in extra]
+        if copies and record.get("embedding") != _fingerprint(tensors[EMBEDDING]):
+            extra = {name: tensor for name, tensor in extra.items() if name not in TIED}
+            notes.append(f"the embedding has changed since the conversion; so has what was {', '.join(copies)}")
+        _check_order(record["order"], tensors, extra, str(folder / RECORD))
         return Original(model, tensors, extra, record.pop("order"), record, record.pop("source", source), notes)
     cfg = native_settings(model.config, _read_json(folder / "processor_config.json"))
-    return Original(model, tensors, extra, original_names(names), {"cfg": cfg}, source, notes + _limits(model.config))
+    return Original(model, tensors, {}, original_names(names), {"cfg": cfg}, source, notes + _limits(model.config))
 
 
 def _merge_low_rank(tensors: dict[str, Tensor], scale: float) -> None:
@@ -238,20 +247,37 @@ def _read_config(folder: Path) -> UnivalConfig:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"not valid JSON: {error}", where=str(path)) from None
     return value if isinstance(value, dict) else {}
 
 
 def _read_record(folder: Path) -> dict[str, Any] | None:
-    """Return the side file of a converted folder, when it names only tensors that the original may have."""
-    record = _read_json(folder / RECORD)
-    order = record.get("order")
-    if order is None:
+    """Return the side file of a converted folder; None of any other."""
+    record = {key: value for key, value in _read_json(folder / RECORD).items() if value is not None}
+    if "order" not in record:
         return None
-    if not isinstance(order, list) or not all(isinstance(name, str) for name in order) or EMBEDDING not in order:
-        raise UserError("not the record of a conversion", where=str(folder / RECORD), fix="remove it")
+    kinds = {"order": list, "optimizer_history": list, "embedding": str}
+    kinds |= dict.fromkeys(("cfg", "args", "extra_state", "versions", "source"), dict)
+    is_right = all(isinstance(record[key], kind) for key, kind in kinds.items() if key in record)
+    if not is_right or not all(isinstance(name, str) for name in record["order"]):
+        raise UserError("not the record of a conversion", where=str(folder / RECORD), fix=REMOVE)
     return record
+
+
+def _check_order(order: list[str], tensors: Mapping[str, Tensor], extra: Mapping[str, Tensor], where: str) -> None:
+    """Refuse a record that leaves out tensors, names others, or one twice: the model has changed since."""
+    named = {*order}
+    tied = {name for name in TIED if name in named}
+    needed = {name for name in tensors if not name.endswith(COUNTER)}.union(extra).difference(TIED)
+    wrong = (needed - named) | (named - {*tensors, *extra, *TIED, *TABLE_NAMES}) | ({*extra} & {*tensors} - {*TIED})
+    if wrong or not tied or len(named) < len(order):
+        listed = ", ".join(sorted(wrong)[:10]) or "one is named twice, or the embedding is missing"
+        raise UserError(f"{len(wrong)} tensors are not those of the conversion: {listed}", where=where, fix=REMOVE)
+
+
+def _fingerprint(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().data).hexdigest()
 
 
 def _limits(config: UnivalConfig) -> list[str]:
