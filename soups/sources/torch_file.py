@@ -98,6 +98,7 @@ INERT_PREFIXES = (  # records of settings and progress, of the programs that wri
     "transformers.",
     "accelerate.",
 )
+CONFIG_PREFIXES = ("tasks.", "criterions.", "models.", "unival_module.")  # option classes of UnIVAL and OFA
 MAGIC = 0x1950A86A20F9469CFC6C
 MAX_PICKLE_BYTES = 100_000_000
 MAX_EXPANDED_BYTES = 8 << 30  # a stride of zero makes a huge tensor out of a small file
@@ -153,7 +154,8 @@ def read_torch_file(path: Path, *, average: bool = False) -> dict[str, TensorInf
 
 def is_allowed(name: str) -> bool:
     """Say whether a file of weights may name this class or function."""
-    return name in INERT or name.startswith(INERT_PREFIXES)
+    is_config = name.startswith(CONFIG_PREFIXES) and name.endswith("Config")
+    return is_config or name in INERT or name.startswith(INERT_PREFIXES)
 
 
 def _read_zip(path: Path) -> tuple[Any, dict[str, tuple[int, int]]]:

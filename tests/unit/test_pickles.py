@@ -413,6 +413,31 @@ def test_configurations_of_omegaconf_become_dictionaries(monkeypatch: pytest.Mon
     assert not any(name.startswith("omegaconf") for name in sys.modules)
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("tasks.mm_tasks.caption.CaptionConfig", "fairseq.optim.adam.FairseqAdamConfig"),
+        *("criterions.label_smoothed_cross_entropy.AdjustLabelSmoothedCrossEntropyCriterionConfig",),
+        *("models.unival.UnivalConfig", "unival_module.tasks.TaskConfig"),
+    ],
+)
+def test_option_classes_of_the_original_are_held_and_not_imported(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    with monkeypatch.context() as patch:
+        made = stand_in(patch, path)
+        config = dict_config(patch, {"num_bins": 7})
+        config._metadata.object_type = made  # a structured configuration names its class
+        instance = made()
+        instance.lr = 0.5
+        data = [pickle.dumps([config, instance], protocol) for protocol in (0, 2, 4)]
+    module = path.rpartition(".")[0]
+    assert module not in sys.modules
+    for pickled in data:
+        assert plain(read_bytes(pickled)) == [{"num_bins": 7}, {"lr": 0.5}]
+    for parent, name in ((module, "setup"), (module, "Config.load"), ("os", path)):
+        with pytest.raises(UserError, match="refused"):
+            read_bytes(b"\x80\x02" + call(parent, name) + b".")
+
+
 def test_option_classes_and_enumerations_become_plain(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         options = stand_in(patch, "fairseq.dataclass.configs.CommonConfig")()

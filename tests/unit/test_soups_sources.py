@@ -89,7 +89,8 @@ def test_a_module_state_dict_with_its_metadata_is_read(tmp_path):
 def save_fairseq(path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, torch.Tensor]]:
     """Save in the layout of fairseq, with classes of packages that the reader must not import."""
     made: dict[str, type] = {}
-    for full in ("omegaconf.dictconfig.DictConfig", "fairseq.meters.AverageMeter", "fairseq.dataclass.Choice"):
+    config, meters = "omegaconf.dictconfig.DictConfig", "fairseq.meters.AverageMeter"
+    for full in (config, meters, "fairseq.dataclass.Choice", "tasks.mm_tasks.caption.CaptionConfig"):
         module, _, name = full.rpartition(".")
         for depth in range(1, module.count(".") + 2):
             part = ".".join(module.split(".")[:depth])
@@ -97,6 +98,7 @@ def save_fairseq(path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[
         made[name] = type(name, (dict,) if name == "DictConfig" else (), {"__module__": module})
         setattr(sys.modules[module], name, made[name])
     config, meter = made["DictConfig"](task="caption", nested={"lr": 1e-5}), made["AverageMeter"]()
+    config["options"] = made["CaptionConfig"]()
     meter.sum = 3.0
     raw = {"encoder.weight": WEIGHT.half(), "encoder.version": torch.tensor([3.0])}
     ema32 = {"encoder.weight": WEIGHT + 0.1, "encoder.version": torch.tensor([3.0])}

@@ -157,6 +157,8 @@ _INERT_PREFIXES = (
     "fairseq.meters.",
     "fairseq.logging.meters.",
 )
+# Option classes of the original's tasks, criterions and models, which `cfg` holds where it is an OmegaConf container.
+_CONFIG_ROOTS = ("fairseq.", "tasks.", "criterions.", "models.", "unival_module.")
 # Names as Python 2 had them, which Python 3 writes too in protocol 2.
 _PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 _PYTHON_2_TYPES = {"builtins.unicode": "builtins.str", "builtins.long": "builtins.int"}
@@ -174,7 +176,8 @@ def is_allowed(path: str, builders: Mapping[str, Builder]) -> bool:
 
 
 def _is_inert(path: str) -> bool:
-    return path in _INERT or path.startswith(_INERT_PREFIXES)
+    is_config = path.startswith(_CONFIG_ROOTS) and path.endswith("Config")
+    return is_config or path in _INERT or path.startswith(_INERT_PREFIXES)
 
 
 def builder_of(path: str, builders: Mapping[str, Builder]) -> Builder | None:
