@@ -33,6 +33,7 @@ class UnivalPreTrainedModel(PreTrainedModel):
     base_model_prefix = ""
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # the loss is a mean, which `Trainer` then divides by the batches it accumulates
     _no_split_modules = ["EncoderLayer", "DecoderLayer"]
     _supports_sdpa = True
 
