@@ -237,7 +237,7 @@ def known_settings(
     task = task_for(config, processor)
     texts = task.answer_set() or ()
     answers = closed_set(processor, texts)[0] if texts else []
-    changes = (code_options(model.config) if task.writes_codes else {}) | config.search
+    changes = (code_options(model.config, processor) if task.writes_codes else {}) | config.search
     no_prompt = {"input_ids": torch.zeros(1, 0, dtype=torch.long)}
     search_settings = search_options(task, answers, no_prompt, config.num_beams, changes)
     known = settings(model, processor, task, config, search_settings, weights)

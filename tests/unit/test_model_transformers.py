@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from tests import tiny
+from unival.evaluation.answering import code_options
+from unival.model.modeling import UnivalForConditionalGeneration
 
 PROMPT = torch.tensor([[5, 6, 7], [8, 9, 1]])
 
@@ -45,3 +47,31 @@ def test_batches_that_a_trainer_accumulates_have_the_gradient_of_one_batch(tmp_p
         return log["loss"], log["grad_norm"]
 
     assert first_step(1, 4) == pytest.approx(first_step(4, 1), rel=1e-3)
+
+
+@pytest.mark.parametrize("added", [7, -7])
+def test_the_vocabulary_is_resized_in_all_three_places(tmp_path: Path, added: int) -> None:
+    model = tiny.build_model()
+    old, size = model.encoder.embed_tokens.weight.detach().clone(), model.config.vocab_size + added
+    model.resize_token_embeddings(size)
+    weight = model.get_input_embeddings().weight
+    assert model.decoder.embed_tokens.weight is weight
+    assert model.decoder.output_projection.weight is weight
+    assert model.decoder.output_projection.out_features == model.config.vocab_size == size
+    kept = min(len(old), size)
+    assert torch.equal(weight[:kept], old[:kept])
+    inputs = {"input_ids": torch.tensor([[5, size - 1]]), **tiny.media("image", 1)}
+    found = model.generate(**inputs, num_beams=2, max_new_tokens=4)
+    model.save_pretrained(tmp_path)
+    loaded = UnivalForConditionalGeneration.from_pretrained(tmp_path).eval()
+    assert torch.equal(loaded.get_output_embeddings().weight, weight)
+    assert torch.equal(loaded.generate(**inputs, num_beams=2, max_new_tokens=4), found)
+
+
+def test_picture_codes_keep_their_ids_when_tokens_are_added() -> None:
+    model, processor = tiny.build_model(), tiny.processor()
+    before = code_options(model.config, processor)
+    end = model.config.vocab_size - tiny.NUM_BINS
+    assert before["constraint_range"] == (end - tiny.NUM_CODES, end)
+    model.resize_token_embeddings(model.config.vocab_size + 5)
+    assert code_options(model.config, processor) == before

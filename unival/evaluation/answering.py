@@ -52,7 +52,7 @@ def hypotheses(
     inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
     texts = task.answer_set() or ()
     answers, trie = closed_set(processor, texts) if texts else ([], None)
-    changes = (code_options(model.config) if task.writes_codes else {}) | dict(options or {})
+    changes = (code_options(model.config, processor) if task.writes_codes else {}) | dict(options or {})
     chosen = search_options(task, answers, inputs, num_beams, changes)
     prefix = prompt_prefix(model, inputs["input_ids"]) if chosen.repeat_prompt else None
     if task.prompt_type == "src":
@@ -88,10 +88,11 @@ def fixed_draws(example: Example) -> Iterator[None]:
         yield
 
 
-def code_options(config: UnivalConfig) -> dict[str, Any]:
+def code_options(config: UnivalConfig, processor: UnivalProcessor) -> dict[str, Any]:
     """Return the search options of a picture as codes: how many, and which ids they are."""
-    length, end = (config.code_image_size // 8) ** 2, config.vocab_size - config.num_bins
-    limits = {"min_len": length, "max_len_b": length, "constraint_range": (end - config.num_codes, end)}
+    length = (config.code_image_size // 8) ** 2
+    first = processor.tokenizer.convert_tokens_to_ids("<code_0>")  # tokens may have been added after the last one
+    limits = {"min_len": length, "max_len_b": length, "constraint_range": (first, first + config.num_codes)}
     return {"gen_code": True, **limits}
 
 

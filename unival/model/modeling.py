@@ -19,6 +19,7 @@ from unival.model.configuration import UnivalConfig
 from unival.model.decoder import UnivalDecoder
 from unival.model.encoder import MEDIA_INPUTS, MediaTokens, UnivalEncoder, UnivalEncoderOutput
 from unival.model.layers import Attention
+from unival.model.linear import Linear
 from unival.model.norm import FrozenBatchNorm
 from unival.model.tuning import add_low_rank
 
@@ -89,6 +90,10 @@ class UnivalForConditionalGeneration(UnivalPreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Linear:
         """Return the output projection, tied to the embeddings."""
         return self.decoder.output_projection
+
+    def set_output_embeddings(self, new_embeddings: Linear) -> None:
+        """Replace the output projection."""
+        self.decoder.output_projection = new_embeddings
 
     def get_encoder(self, modality: str | None = None) -> nn.Module:
         """Return the encoder, which takes all media inputs."""
