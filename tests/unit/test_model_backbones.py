@@ -1,15 +1,20 @@
 """The three media encoders: what they compute on inputs whose answer is known."""
 
+import copy
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModelForSeq2SeqLM
 
 from tests import tiny
 from unival.model import image
 from unival.model.audio import PannCNN, drop_stripes, hann_window
 from unival.model.image import build_image_encoder, image_features
+from unival.model.modeling import UnivalForConditionalGeneration
 from unival.model.video import ResNeXt3D, ResNeXtBlock
 
 
@@ -166,6 +171,36 @@ def test_silence_has_finite_features_in_half_precision() -> None:
         log_mel = model.logmel_extractor(model.spectrogram(torch.zeros(1, 4000, dtype=torch.float16)))
     assert log_mel.dtype == torch.float32
     assert bool((log_mel == -100.0).all())
+
+
+def log_mel(model: UnivalForConditionalGeneration) -> torch.Tensor:
+    """Return the levels in dB of a sound with quiet bands: noise whose power falls with the frequency."""
+    encoder = model.encoder.embed_audios
+    spectrum = torch.fft.rfft(torch.randn(1, 4000, generator=torch.Generator().manual_seed(0)))
+    sound = torch.fft.irfft(spectrum / (1.0 + torch.arange(spectrum.shape[1])) ** 1.5, 4000)
+    return encoder.logmel_extractor(encoder.spectrogram(sound / sound.abs().max()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_audio_front_end_of_a_cast_model_computes_in_float32(tmp_path: Path, dtype: torch.dtype) -> None:
+    config = tiny.UnivalConfig(**tiny.SIZES, audio_encoder=tiny.AUDIO_ENCODER | {"stored_fourier": True})
+    model = tiny.UnivalForConditionalGeneration(config).eval()
+    expected = log_mel(model)
+    model.save_pretrained(tmp_path / "whole")
+    built = AutoModelForSeq2SeqLM.from_config(config, dtype=dtype)
+    loaded = tiny.UnivalForConditionalGeneration.from_pretrained(tmp_path / "whole", dtype=dtype)
+    moved = copy.deepcopy(model).to(dtype)
+    named = copy.deepcopy(model).half() if dtype == torch.float16 else copy.deepcopy(model).bfloat16()
+    loaded.save_pretrained(tmp_path / "cast")
+    assert json.loads((tmp_path / "cast" / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
+    again = tiny.UnivalForConditionalGeneration.from_pretrained(tmp_path / "cast", dtype="auto")
+    widened = tiny.UnivalForConditionalGeneration.from_pretrained(tmp_path / "cast", dtype=torch.float32)
+    for cast in (built, loaded, moved, named, again):
+        assert cast.encoder.audio_proj.weight.dtype == dtype
+        assert torch.equal(log_mel(cast), expected)
+    assert torch.equal(log_mel(widened), expected)
+    assert torch.equal(log_mel(moved.float()), expected)
+    assert named.to("meta").encoder.embed_audios.logmel_extractor.melW.device.type == "meta"
 
 
 def test_tables_of_a_new_model_are_filled() -> None:

@@ -1,6 +1,6 @@
 """Audio encoder: PANN-style CNN on a log-mel spectrogram (Kong et al. 2020; specification 2.8)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import cast
 
@@ -9,17 +9,31 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchaudio.functional import melscale_fbanks
 from transformers import initialization as init
+from transformers.modeling_utils import local_torch_dtype
 
 from unival.model.norm import normalise_in_place
 
 
-class FourierBasis(nn.Module):
+class Table(nn.Module):
+    """Base of modules with a fixed table, which stays in float32 when the model around it is cast to 16 bits."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        """Move with the model, not to 16 bits: rounded tables change levels by decibels where it is quiet."""
+
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return tensor.to(moved.device) if moved.dtype in (torch.float16, torch.bfloat16) else moved
+
+        return super()._apply(move, recurse)
+
+
+class FourierBasis(Table):
     """One half of a windowed Fourier basis, (n_fft / 2 + 1, 1, n_fft), never trained."""
 
     def __init__(self, n_fft: int, is_imaginary: bool) -> None:
         super().__init__()
         self.is_imaginary = is_imaginary
-        self.weight = nn.Parameter(torch.empty(n_fft // 2 + 1, 1, n_fft), requires_grad=False)
+        self.weight = nn.Parameter(torch.empty(n_fft // 2 + 1, 1, n_fft, dtype=torch.float32), False)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -52,13 +66,13 @@ class StoredFourier(nn.Module):
         return (frames @ real.T).square() + (frames @ imag.T).square()
 
 
-class LogMel(nn.Module):
+class LogMel(Table):
     """Power spectrogram to log-mel in decibels. The filter bank is stored, because released models carry their own."""
 
     def __init__(self, sample_rate: int, n_fft: int, mel_bins: int, fmin: float, fmax: float) -> None:
         super().__init__()
         self.arguments = (n_fft // 2 + 1, fmin, fmax, mel_bins, sample_rate)
-        self.melW = nn.Parameter(torch.empty(n_fft // 2 + 1, mel_bins), requires_grad=False)
+        self.melW = nn.Parameter(torch.empty(n_fft // 2 + 1, mel_bins, dtype=torch.float32), False)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -67,7 +81,7 @@ class LogMel(nn.Module):
 
     def filter_bank(self) -> Tensor:
         """Compute the (n_fft / 2 + 1, mel_bins) filter bank, Slaney scale and norm."""
-        with torch.device("cpu"):
+        with torch.device("cpu"), local_torch_dtype(torch.float32):
             return melscale_fbanks(*self.arguments, norm="slaney", mel_scale="slaney")
 
     def forward(self, power: Tensor) -> Tensor:
@@ -188,4 +202,4 @@ def drop_stripes(x: Tensor, time_stripe: int, mel_stripe: int) -> Tensor:
 @lru_cache(maxsize=8)
 def hann_window(length: int, device: str) -> Tensor:
     """Return a periodic Hann window."""
-    return torch.hann_window(length, device=device)
+    return torch.hann_window(length, device=device, dtype=torch.float32)

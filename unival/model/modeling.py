@@ -37,6 +37,7 @@ class UnivalPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False  # the loss is a mean, which `Trainer` then divides by the batches it accumulates
     _no_split_modules = ["EncoderLayer", "DecoderLayer"]
     _supports_sdpa = True
+    _keep_in_fp32_modules_strict = ["spectrogram_extractor", "logmel_extractor"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
