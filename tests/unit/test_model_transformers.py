@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicCache, StaticCache
 
 from tests import tiny
 from unival.evaluation.answering import code_options
@@ -75,3 +76,58 @@ def test_picture_codes_keep_their_ids_when_tokens_are_added() -> None:
     assert before["constraint_range"] == (end - tiny.NUM_CODES, end)
     model.resize_token_embeddings(model.config.vocab_size + 5)
     assert code_options(model.config, processor) == before
+
+
+def test_unknown_inputs_are_refused_with_the_closest_name() -> None:
+    model, pixels = tiny.model(), tiny.media("image", 2)["pixel_values"]
+    for call in (model, model.encoder):
+        with pytest.raises(TypeError, match=r"unexpected argument 'pixel_value' \(did you mean 'pixel_values'\?"):
+            call(input_ids=PROMPT, pixel_value=pixels)
+
+
+@pytest.mark.parametrize("name", ["inputs_embeds", "output_attentions", "output_hidden_states"])
+def test_what_other_models_take_is_refused_unless_it_asks_for_nothing(name: str) -> None:
+    model = tiny.model()
+    expected = model(input_ids=PROMPT, labels=PROMPT).logits
+    assert torch.equal(model(input_ids=PROMPT, labels=PROMPT, **{name: None}).logits, expected)  # as PEFT does
+    with pytest.raises(ValueError, match=f"UnIVAL does not support {name}"):
+        model(input_ids=PROMPT, labels=PROMPT, **{name: True})
+    if name != "inputs_embeds":
+        with pytest.raises(ValueError, match=f"UnIVAL does not support {name}"):
+            model.generate(PROMPT, max_new_tokens=2, return_dict_in_generate=True, **{name: True})
+
+
+def test_outputs_may_be_tuples() -> None:
+    model = tiny.model()
+    output = model(input_ids=PROMPT, labels=PROMPT)
+    loss, logits, states = model(input_ids=PROMPT, labels=PROMPT, return_dict=False)
+    assert torch.equal(loss, output.loss)
+    assert torch.equal(logits, output.logits)
+    assert torch.equal(states, output.encoder_last_hidden_state)
+    assert torch.equal(model.encoder(PROMPT, return_dict=False)[0], states)
+
+
+def test_media_encoded_before_can_be_generated_from() -> None:
+    model, media = tiny.model(), tiny.media("image", 2)
+    found = model.generate(PROMPT, media_tokens=model.encoder.encode_media(**media), num_beams=2, max_new_tokens=6)
+    assert torch.equal(found, model.generate(PROMPT, **media, num_beams=2, max_new_tokens=6))
+
+
+def test_a_cache_of_self_attention_only_is_used() -> None:
+    model, cache, prefix = tiny.model(), DynamicCache(), torch.tensor([[0, 31, 12], [0, 8, 40]])
+    expected = model(input_ids=PROMPT, decoder_input_ids=prefix).logits
+    encoded = model.encoder(PROMPT)
+    for step in range(3):
+        out = model(encoder_outputs=encoded, decoder_input_ids=prefix[:, step : step + 1], past_key_values=cache)
+        torch.testing.assert_close(out.logits[:, 0], expected[:, step], atol=1e-5, rtol=1e-5)
+    assert cache.get_seq_length() == 3
+    found = model.generate(PROMPT, past_key_values=DynamicCache(), num_beams=2, max_new_tokens=6)
+    assert torch.equal(found, model.generate(PROMPT, num_beams=2, max_new_tokens=6))
+
+
+def test_a_cache_of_fixed_length_is_refused() -> None:
+    model = tiny.model()
+    with pytest.raises(ValueError, match="cannot use a StaticCache"):
+        model.generate(PROMPT, cache_implementation="static", max_new_tokens=4)
+    with pytest.raises(ValueError, match="cannot use a StaticCache"):
+        model(input_ids=PROMPT, decoder_input_ids=PROMPT, past_key_values=StaticCache(model.config, 8))

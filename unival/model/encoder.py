@@ -3,6 +3,8 @@
 Shapes: B rows, N media, L text tokens, P media tokens, S = P + L, D width, H heads.
 """
 
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
+from unival.errors import did_you_mean
 from unival.model import positions
 from unival.model.audio import PannCNN
 from unival.model.bias import PositionBias, mask_bias, relative_bias
@@ -20,6 +23,26 @@ from unival.model.tuning import Adapter, PrefixEncoder, TwinAdapter
 from unival.model.video import ResNeXt3D
 
 MEDIA_INPUTS = {"image": "pixel_values", "video": "pixel_values_videos", "audio": "input_values"}
+
+
+# Arguments of other models of `transformers`, which this one cannot follow.
+UNSUPPORTED = ("inputs_embeds", "decoder_inputs_embeds", "output_attentions", "output_hidden_states", "task_ids")
+
+
+def refuse(others: Mapping[str, Any], forward: Callable[..., Any]) -> None:
+    """Refuse arguments that `forward` does not take, unless they ask for nothing: PEFT and `generate` pass such ones.
+
+    Raises:
+        TypeError: If a name is unknown.
+        ValueError: If it is one of `transformers` that has no meaning here.
+    """
+    for name, value in others.items():
+        if value is None or value is False:
+            continue
+        if name in UNSUPPORTED:
+            raise ValueError(f"UnIVAL does not support {name}: leave it out")
+        names = [known for known in inspect.signature(forward).parameters if known != "others"]
+        raise TypeError(f"unexpected argument {name!r} ({did_you_mean(name, names)})")
 
 
 @dataclass
@@ -165,8 +188,9 @@ class UnivalEncoder(PositionBias):
         input_values: Tensor | None = None,
         media_index: Tensor | None = None,
         media_tokens: MediaTokens | None = None,
-        **_: Any,
-    ) -> UnivalEncoderOutput:
+        return_dict: bool | None = None,
+        **others: Any,
+    ) -> UnivalEncoderOutput | tuple[Any, ...]:
         """Encode text and at most one medium per row.
 
         Args:
@@ -176,7 +200,10 @@ class UnivalEncoder(PositionBias):
             media_index: (B,) row of the media tensor that belongs to each text row; None when N = B. Several
                 examples that look at one medium share its features.
             media_tokens: Result of `encode_media`, when media are already encoded.
+            return_dict: False returns a tuple.
+            others: See `refuse`.
         """
+        refuse(others, self.forward)
         text = self.embed_tokens(input_ids) + self.type_embedding.weight[0]
         x = self.dropout(self.layernorm_embedding(text))
         mask = input_ids.ne(self.config.pad_token_id) if attention_mask is None else attention_mask.bool()
@@ -198,9 +225,8 @@ class UnivalEncoder(PositionBias):
         for index, (layer, prefix) in enumerate(zip(self.layers, prefixes, strict=True)):
             layer_bias = bias + relative_bias(self.table(index, ids), buckets)
             x = self.run_layer(layer, x, layer_bias, num_media, prefix)
-        return UnivalEncoderOutput(
-            last_hidden_state=self.layer_norm(x), attention_mask=mask, position_embeddings=(position,)
-        )
+        output = UnivalEncoderOutput(self.layer_norm(x), attention_mask=mask, position_embeddings=(position,))
+        return output.to_tuple() if return_dict is False else output
 
     def buckets(self, ids: Tensor | None, text_length: int) -> Tensor:
         """Return rows of `table` for all pairs of tokens: (S, S), or (B, S, S) when media `ids` differ between rows."""

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
-from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache, StaticCache
 from transformers.modeling_outputs import Seq2SeqLMOutput
+from transformers.utils.generic import can_return_tuple
 
 from unival.model.audio import FourierBasis, LogMel
 from unival.model.bias import PositionBias
 from unival.model.configuration import UnivalConfig
 from unival.model.decoder import UnivalDecoder
-from unival.model.encoder import MEDIA_INPUTS, MediaTokens, UnivalEncoder, UnivalEncoderOutput
+from unival.model.encoder import MEDIA_INPUTS, MediaTokens, UnivalEncoder, UnivalEncoderOutput, refuse
 from unival.model.layers import Attention
 from unival.model.linear import Linear
 from unival.model.norm import FrozenBatchNorm
@@ -100,6 +101,7 @@ class UnivalForConditionalGeneration(UnivalPreTrainedModel, GenerationMixin):
         """Return the encoder, which takes all media inputs."""
         return self.encoder
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -115,7 +117,7 @@ class UnivalForConditionalGeneration(UnivalPreTrainedModel, GenerationMixin):
         past_key_values: Cache | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
-        **_: Any,
+        **others: Any,
     ) -> Seq2SeqLMOutput:
         """Return logits (B, T, V) of the next target token; inputs as in `UnivalEncoder` and `UnivalDecoder`.
 
@@ -127,10 +129,12 @@ class UnivalForConditionalGeneration(UnivalPreTrainedModel, GenerationMixin):
             decoder_attention_mask: (B, T), 0 at padding.
             writes_codes: See `UnivalDecoder.forward`.
             encoder_outputs: Reused when given, the encoder is then not run.
-            past_key_values: Cache of `generate`.
+            past_key_values: Cache of `generate`; one for self-attention only is completed.
             labels: (B, T) target ids; padding and -100 carry no loss. `loss` is their mean cross entropy.
             use_cache: Return and fill a cache.
+            others: `return_dict=False` returns a tuple; for all else see `refuse`.
         """
+        refuse(others, self.forward)
         if encoder_outputs is None:
             if input_ids is None:
                 raise ValueError("give input_ids or encoder_outputs")
@@ -143,7 +147,9 @@ class UnivalForConditionalGeneration(UnivalPreTrainedModel, GenerationMixin):
         if decoder_input_ids is None:
             raise ValueError("give decoder_input_ids or labels")
         if use_cache and past_key_values is None and labels is None:
-            past_key_values = EncoderDecoderCache(DynamicCache(), DynamicCache())
+            past_key_values = DynamicCache()
+        if past_key_values is not None:
+            past_key_values = complete_cache(past_key_values)
         features = self.decoder(
             decoder_input_ids, encoder_outputs, past_key_values, decoder_attention_mask, writes_codes
         )
@@ -168,7 +174,7 @@ class UnivalForConditionalGeneration(UnivalPreTrainedModel, GenerationMixin):
         **inputs: Any,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Repeat rows for beams, but not the encoder's output, which all beams of a row read; drop encoded media."""
-        encoded = {*MEDIA_INPUTS.values(), "media_index"}
+        encoded = {*MEDIA_INPUTS.values(), "media_index", "media_tokens"}
         inputs = {name: value for name, value in inputs.items() if name not in encoded}
         expand = super()._expand_inputs_for_generation  # pyright: ignore[reportAttributeAccessIssue]  # its `self`
         ids, inputs = expand(expand_size, False, input_ids, **inputs)
@@ -183,6 +189,22 @@ class UnivalForConditionalGeneration(UnivalPreTrainedModel, GenerationMixin):
         """Return decoder inputs (B, T) for `labels` (B, T): `<s>` first, -100 replaced by padding."""
         start = labels.new_full((len(labels), 1), self.config.bos_token_id)
         return torch.cat([start, labels[:, :-1].masked_fill(labels[:, :-1] == -100, self.config.pad_token_id)], dim=1)
+
+
+def complete_cache(cache: Cache) -> EncoderDecoderCache:
+    """Return a cache with both parts; one for self-attention only gets an empty one for cross-attention.
+
+    Raises:
+        ValueError: If it does not grow with the tokens, as attention biases do.
+    """
+    if isinstance(cache, DynamicCache):
+        return EncoderDecoderCache(cache, DynamicCache())
+    if not isinstance(cache, EncoderDecoderCache) or isinstance(cache.self_attention_cache, StaticCache):
+        kind = type(getattr(cache, "self_attention_cache", cache)).__name__
+        raise ValueError(
+            f"UnIVAL cannot use a {kind} as past_key_values: leave out cache_implementation, or use dynamic"
+        )
+    return cache
 
 
 AutoConfig.register("unival", UnivalConfig, exist_ok=True)
