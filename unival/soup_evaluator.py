@@ -226,8 +226,9 @@ class Ensemble:
         """Return per-sample scores of the ensemble with these weights."""
         texts = []
         for part in self.parts.parts:
-            if part.task.answer_set():
-                raise UserError(f"no ensemble of a task with a closed set of answers: {part.name}")
+            if part.task.answer_set() or part.task.prompt_type != "none" or part.task.writes_codes:
+                what = f"no ensemble of {part.name!r}: closed set of answers, decoder prompt or picture codes"
+                raise UserError(what, fix="leave the ensemble out, or score parts that are written as free text")
             limit, shortest = part.task.max_new_tokens, part.task.min_new_tokens
             rows = [decode(self.models, weights, batch.inputs, limit, shortest) for batch in part.batches]
             texts.append([text for row in rows for text in self.processor.decode(row)])
@@ -255,22 +256,24 @@ def decode(
 ) -> Tensor:
     """Return the ids (B, T) of greedy decoding by the weighted mean of the models' log-probabilities.
 
-    The last of `max_new_tokens` is `</s>`, as in the search of one model.
+    The last of `max_new_tokens` is `</s>`, as in the search of one model, and `<pad>` is all that is never written.
     """
     config = models[0].config
+    last = min(max_new_tokens, config.max_text_positions) - 1  # `<s>` has a position as well
     encoded: list[UnivalEncoderOutput] = [model.encoder(**inputs) for model in models]
     rows = len(inputs["input_ids"])
     tokens = torch.full((rows, 1), config.bos_token_id)
     ended = torch.zeros(rows, dtype=torch.bool)
-    for step in range(max_new_tokens):
+    for step in range(last + 1):
         total = torch.zeros(())
         for model, states, weight in zip(models, encoded, weights, strict=True):
             features = model.decoder(tokens, states)
             total = total + weight * model.decoder.output_projection(features[:, -1]).float().log_softmax(-1)
-        total[:, [config.pad_token_id, config.bos_token_id]] = -torch.inf
+        total[:, config.pad_token_id] = -torch.inf
         if step < min_new_tokens:
             total[:, config.eos_token_id] = -torch.inf
-        chosen = total.argmax(-1).masked_fill(ended, config.pad_token_id)
+        chosen = total.argmax(-1) if step < last else torch.full((rows,), config.eos_token_id)
+        chosen = chosen.masked_fill(ended, config.pad_token_id)
         tokens = torch.cat([tokens, chosen[:, None]], dim=1)
         ended = ended | chosen.eq(config.eos_token_id)
         if ended.all():

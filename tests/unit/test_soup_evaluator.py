@@ -2,8 +2,13 @@
 
 from typing import Any
 
+import pytest
+
+from tests import tiny
 from unival.checkpoint import load_model
-from unival.soup_evaluator import Parts
+from unival.errors import UserError
+from unival.soup_evaluator import Ensemble, Evaluator, Parts
+from unival.tasks.base import TaskArgs
 
 PARTS = {
     "clips": {"task": "caption", "task_args": {"modality": "video"}, "metrics": ["cider_d"]},
@@ -26,3 +31,25 @@ def test_style_and_options_of_a_split_reach_clips_and_leave_sounds_alone() -> No
     assert not any(" and " in record["caption"] for record in single["clips"])
     for found in (unseen, single):
         assert [record["uid"] for record in found["sounds"]] == [record["uid"] for record in usual["sounds"]]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 6])
+def test_an_ensemble_of_a_model_with_itself_writes_what_the_model_writes(
+    limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TaskArgs, "max_new_tokens", limit)
+    monkeypatch.setattr(TaskArgs, "min_new_tokens", 0)
+    model, processor = tiny.model(), tiny.processor()
+    parts = Parts(processor, {"": {"task": "caption", "metrics": ["exact"]}}, "test", (), {}, limit=6, batch_size=3)
+    Evaluator(model, processor, parts).evaluate()
+    alone = parts.texts
+    Ensemble([model, model], processor, parts).evaluate([0.5, 0.5])
+    assert parts.texts == alone
+    assert any(alone[0]) == (limit > 1)
+
+
+def test_no_ensemble_where_a_task_is_not_free_text() -> None:
+    part = {"task": "caption", "task_args": {"prompt_type": "prev_output"}, "metrics": ["exact"]}
+    parts = Parts(tiny.processor(), {"own": part}, "test", (), {}, limit=1, batch_size=1)
+    with pytest.raises(UserError, match="no ensemble of 'own'"):
+        Ensemble([tiny.model()], tiny.processor(), parts).evaluate([1.0])
