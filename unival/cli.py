@@ -1,6 +1,7 @@
 """The command line: `unival {train,plan,evaluate,predict,convert,demo,tasks}`. Imports torch only inside a command."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -155,26 +156,24 @@ def predict(
     paths = expand(files)
     from unival.data.answers import read_answers
     from unival.memory import keep_freed_memory
-    from unival.predict import draw_box, pipeline
+    from unival.predict import draw_box, drawing_paths, pipeline
 
     keep_freed_memory()
     allowed = None if candidates is None else read_answers(candidates)
     run = pipeline(task, model=model, num_beams=beams, candidates=allowed)
+    drawings = drawing_paths(paths, draw) if run.draws_boxes else []
     results = run(paths, text=text)
-    if run.draws_boxes:
-        for path, result in zip(paths, results, strict=True):
-            if result["prediction"] is not None:
-                result["drawing"] = str(draw_box(path, result["prediction"], text or "", draw, len(paths)))
-    if as_json:
-        print(json.dumps(results))
-        return
-    for result in results:
-        note = f"  -> {result['drawing']}" if "drawing" in result else ""
-        answer = result["prediction"]
-        shown = (
-            answer if isinstance(answer, str) else "no box" if answer is None else " ".join(f"{x:.1f}" for x in answer)
-        )
-        print(f"{result['file']}: {shown}{note}" if len(results) > 1 else f"{shown}{note}")
+    failure = None
+    for result, drawing in zip(results, drawings, strict=False):  # no drawings of another task
+        if result["prediction"] is not None:
+            try:
+                draw_box(result["file"], result["prediction"], text or "", drawing)
+                result["drawing"] = str(drawing)
+            except UserError as error:
+                failure = failure or error  # the predictions are printed all the same
+    print_predictions(results, as_json)
+    if failure is not None:
+        raise failure
 
 
 @app.command()
@@ -260,7 +259,7 @@ def expand(patterns: list[str]) -> list[str]:
 
     paths = []
     for pattern in patterns:
-        if Path(pattern).exists():
+        if os.path.exists(pattern):  # noqa: PTH110 (of a name that is too long, Path.exists raises)
             paths.append(pattern)
             continue
         found = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else []  # noqa: PTH207 (patterns may be absolute)
@@ -268,6 +267,20 @@ def expand(patterns: list[str]) -> list[str]:
             raise UserError(f"no such file: {pattern}", fix="check the path or the pattern")
         paths += found
     return paths
+
+
+def print_predictions(results: list[dict[str, Any]], as_json: bool) -> None:
+    """Print what `predict` found: a line per file, and where its drawing is."""
+    if as_json:
+        print(json.dumps(results))
+        return
+    for result in results:
+        note = f"  -> {result['drawing']}" if "drawing" in result else ""
+        answer = result["prediction"]
+        shown = (
+            answer if isinstance(answer, str) else "no box" if answer is None else " ".join(f"{x:.1f}" for x in answer)
+        )
+        print(f"{result['file']}: {shown}{note}" if len(results) > 1 else f"{shown}{note}")
 
 
 def print_results(results: dict[str, Any]) -> None:

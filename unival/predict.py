@@ -1,5 +1,7 @@
 """One-line inference: `unival.pipeline("caption")("picture.png")`."""
 
+import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +9,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 from pydantic import ValidationError
 
+from unival.atomic import replacing
 from unival.checkpoint import load_model as load
 from unival.config_problem import explain_validation
 from unival.data.image import load_image
@@ -18,7 +21,7 @@ from unival.schema import SourceConfig
 from unival.tasks import PREDICT_TASKS
 from unival.tasks.base import get_task
 
-__all__ = ["Pipeline", "draw_box", "load", "pipeline"]
+__all__ = ["Pipeline", "draw_box", "drawing_paths", "load", "pipeline"]
 
 TEXT_FIELD = {"vqa": "question", "grounding": "text", "entailment": "text"}
 BATCH_SIZE = 32
@@ -130,21 +133,53 @@ def pipeline(
     return Pipeline(task, model, num_beams, candidates)
 
 
-def draw_box(path: str, box: Sequence[float], label: str, out: Path | None, num_files: int) -> Path:
+def drawing_paths(pictures: Sequence[str], out: Path | None) -> list[Path]:
+    """Return where the drawing of each picture goes: no two into one file, and none over a picture that was given.
+
+    Args:
+        pictures: Paths.
+        out: A PNG file, or a folder when there are several pictures; by default `<name>.box.png` beside the picture.
+
+    Raises:
+        UserError: Nothing can be written there. (Found out before hours of predictions.)
+    """
+    taken = {Path(picture).resolve() for picture in pictures}
+    if out is not None:
+        try:
+            is_file = len(pictures) == 1 and out.suffix != "" and not out.is_dir()
+            folder = out.parent if is_file else out
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            fix = "--draw takes a folder, or for a single picture a PNG file"
+            raise UserError(f"cannot write the drawing: {error.strerror}", str(out), fix) from None
+        if is_file and out.resolve() in taken:
+            raise UserError("the drawing would replace the picture", str(out), "give --draw another name")
+        if is_file:
+            return [out]
+    targets, numbers = [], Counter[Path]()
+    for picture in map(Path, pictures):
+        first = target = (out or picture.parent) / f"{picture.stem}.box.png"
+        while target.resolve() in taken:  # d1/x.png and d2/x.png, x.png and x.jpg
+            numbers[first] += 1
+            target = first.with_name(f"{picture.stem}.box-{numbers[first] + 1}.png")
+        taken.add(target.resolve())
+        targets.append(target)
+    return targets
+
+
+def draw_box(path: str, box: Sequence[float], label: str, target: Path) -> None:
     """Draw a box on a picture and save it as PNG.
 
     Args:
         path: The picture.
         box: x0, y0, x1, y1 in its pixels.
         label: Written above the box.
-        out: A PNG file, or a folder when there are several pictures; by default `<name>.box.png` beside the picture.
-        num_files: How many pictures are being drawn.
+        target: The file to write.
+
+    Raises:
+        UserError: It cannot be written.
     """
-    source = Path(path)
-    target = out or source.with_name(f"{source.stem}.box.png")
-    if out is not None and (num_files > 1 or out.suffix == ""):
-        out.mkdir(parents=True, exist_ok=True)
-        target = out / f"{source.stem}.box.png"
     picture = load_image(path)
     scale = max(1, round(384 / max(picture.size)))
     picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.LANCZOS)
@@ -153,12 +188,9 @@ def draw_box(path: str, box: Sequence[float], label: str, out: Path | None, num_
     x0, x1, y0, y1 = min(x0, x1), max(x0, x1), min(y0, y1), max(y0, y1)
     pen.rectangle((x0, y0, x1, y1), outline=(220, 30, 60), width=max(2, picture.width // 160))
     pen.text((x0 + 4, max(y0 - 14, 2)), label, fill=(220, 30, 60))
-    temporary = target.with_name(f".{target.name}.tmp")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(temporary, "PNG")
-        temporary.replace(target)
+        with replacing(target, "wb") as file:
+            picture.save(file, "PNG")
     except OSError as error:
-        what = f"cannot write the drawing: {error.strerror}"
+        what = f"cannot write the drawing: {error.strerror or error}"
         raise UserError(what, str(target), "name a place with --draw") from None
-    return target

@@ -164,13 +164,75 @@ def test_a_drawing_can_be_given_a_name_in_a_new_folder(
     assert run("predict", "grounding", files / "0.png", "--text", "it", "--model", model, "--draw", target) == 0
     assert target.is_file()
     assert str(target) in capsys.readouterr().out
-    below_a_file = files / "0.png" / "box.png"
-    assert run("predict", "grounding", files / "0.png", "--text", "it", "--model", model, "--draw", below_a_file) == 2
-    assert error_lines(capsys)[0].startswith("error: cannot write the drawing: ")
+
+
+DRAW_ERRORS: dict[str, tuple[int, str, str]] = {
+    "file below a file": (1, "0.png/box.png", "cannot write the drawing: .*--draw takes a folder"),
+    "folder below a file": (1, "0.png/boxes", "cannot write the drawing: .*--draw takes a folder"),
+    "file for two pictures": (2, "2.png", "cannot write the drawing: .*2.png.*--draw takes a folder"),
+    "too long": (1, "x" * 300, "cannot write the drawing: File name too long"),
+    "the picture": (1, "0.png", "the drawing would replace the picture.*another name"),
+}
+
+
+@pytest.mark.parametrize(("number", "out", "message"), DRAW_ERRORS.values(), ids=DRAW_ERRORS)
+def test_a_wrong_place_for_drawings_is_refused_before_anything_is_predicted(
+    number: int,
+    out: str,
+    message: str,
+    model: str,
+    files: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("unival.predict.generate", lambda *_: pytest.fail("predicted"))
+    pictures = [files / f"{index}.png" for index in range(number)]
+    before = [path.read_bytes() for path in pictures]
+    assert run("predict", "grounding", *pictures, "--text", "it", "--model", model, "--draw", files / out) == 2
+    assert re.search(message, " ".join(error_lines(capsys)))
+    assert [path.read_bytes() for path in pictures] == before
+
+
+def test_no_drawing_replaces_another_one_or_a_picture(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["a/x.png", "b/x.png", "b/x.jpg", "b/x.box.png"]
+    monkeypatch.setattr("unival.predict.generate", lambda *_: ["<bin_0><bin_3><bin_9><bin_6>"] * len(names))
+    for index, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (400, 300 + index)).save(tmp_path / name)
+    pictures = [tmp_path / name for name in names]
+    arguments = ["predict", "grounding", *pictures, "--text", "it", "--model", model, "--json"]
+    beside = ["a/x.box.png", "b/x.box-2.png", "b/x.box-3.png", "b/x.box.box.png"]
+    together = ["c/x.box.png", "c/x.box-2.png", "c/x.box-3.png", "c/x.box.box.png"]
+    for draw, expected in (([], beside), (["--draw", tmp_path / "c"], together)):
+        assert run(*arguments, *draw) == 0
+        drawings = [result["drawing"] for result in json.loads(capsys.readouterr().out)]
+        assert drawings == [str(tmp_path / name) for name in expected]
+        for index, (name, drawing) in enumerate(zip(names, drawings, strict=True)):
+            for path in (tmp_path / name, drawing):
+                with Image.open(path) as picture:
+                    assert picture.size == (400, 300 + index)
+
+
+def test_predictions_are_printed_although_a_drawing_cannot_be_written(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("unival.predict.generate", lambda *_: ["<bin_0><bin_3><bin_9><bin_6>"] * 2)
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (30, 30)).save(tmp_path / name)
+    (tmp_path / "a.box.png").mkdir()
+    pictures = [tmp_path / "a.png", tmp_path / "b.png"]
+    assert run("predict", "grounding", *pictures, "--text", "it", "--model", model) == 2
+    out, err = capsys.readouterr()
+    boxes = [line.partition(": ")[2] for line in out.splitlines()]
+    assert boxes == ["0.0 10.0 30.0 20.0", f"0.0 10.0 30.0 20.0  -> {tmp_path / 'b.box.png'}"]
+    assert err.startswith("error: cannot write the drawing: ")
 
 
 PREDICT_ERRORS: dict[str, tuple[list[str], str]] = {
     "missing file": (["caption", "{files}/none.png"], "no such file: .*none.png"),
+    "name that no file can have": (["caption", "x" * 300], "no such file: x"),
     "pattern without files": (["caption", "{files}/*.bmp"], r"no such file: .*\*.bmp"),
     "text named png": (["caption", "{files}/notes.png"], "notes.png"),
     "empty file": (["caption", "{files}/empty.png"], "empty"),
