@@ -51,7 +51,7 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     if len(names) > MAX_LISTED_CHOICES:
         listed += f" and {len(names) - MAX_LISTED_CHOICES} more"
     lowered = {choice.lower(): choice for choice in names}
-    close = get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
+    close = get_close_matches(str(name).lower(), lowered, n=1, cutoff=0.6)
     hint = f"did you mean '{lowered[close[0]]}'? " if close else ""
     return f"{hint}valid: {listed}"
 

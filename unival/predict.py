@@ -3,6 +3,7 @@
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 from unival.atomic import replacing
 from unival.checkpoint import load_model as load
 from unival.config_problem import explain_validation
+from unival.data.bad_rows import decoding
 from unival.data.image import load_image
 from unival.data.source import Source, open_source
 from unival.errors import UserError, did_you_mean
@@ -31,8 +33,10 @@ class Pipeline:
     """A task bound to a model. Call it with one medium or several; see `pipeline`."""
 
     def __init__(self, task: str, model: str | Path, num_beams: int, candidates: Sequence[str] | None = None) -> None:
-        if task not in PREDICT_TASKS:
+        if task not in list(PREDICT_TASKS):
             raise UserError(f"unknown task {task!r}", fix=did_you_mean(task, PREDICT_TASKS))
+        if not isinstance(num_beams, int) or num_beams < 1:
+            raise UserError(f"num_beams is {num_beams!r}", fix="give a whole number; 1 is greedy")
         name, modality = PREDICT_TASKS[task]
         self.task_name = name
         self.name, self.num_beams = task, num_beams
@@ -52,35 +56,35 @@ class Pipeline:
         self.text_field = TEXT_FIELD.get(name)
         self.draws_boxes = name == "grounding"
 
-    def __call__(self, media: Any, text: str | None = None) -> Any:
+    def __call__(self, media: Any, text: str | Sequence[str] | None = None) -> Any:
         """Predict for one medium (path, bytes, PIL image, array), or for a list of them.
 
         Args:
             media: What to look at or listen to.
-            text: The question of `vqa`, the expression of `grounding`, the statement of `entailment`.
+            text: The question of `vqa`, the expression of `grounding`, the statement of `entailment`: one for all
+                media, or a list with one for each.
 
         Returns:
             `{"file", "task", "prediction"}` for one medium, a list of them for a list. The prediction is text, or for
             grounding a box `[x0, y0, x1, y1]` in pixels, or None if the model wrote no box.
 
         Raises:
-            UserError: If a file cannot be read, or the task needs a text and none is given.
+            UserError: If a medium is none or cannot be read, or the task needs a text and none is given.
         """
-        if self.text_field and not text:
-            raise UserError(
-                f"{self.name} needs a text",
-                fix=f'give --text "..." (or text="...") with the {self.text_field}',
-            )
-        items = list(media) if isinstance(media, Sequence) and not isinstance(media, str | bytes) else [media]
+        is_one = isinstance(media, str | bytes | bytearray | memoryview) or not isinstance(media, Sequence)
+        items = [media] if is_one else list(media)
+        texts = self._texts(text, len(items)) if self.text_field else [""] * len(items)
         results = []
         for start in range(0, len(items), BATCH_SIZE):
-            records = [self._record(item, text, start + i) for i, item in enumerate(items[start : start + BATCH_SIZE])]
-            batch = self.processor.collate([self.task.example(record) for record in records])
-            texts = generate(self.model, self.processor, self.task, batch.inputs, self.num_beams)
-            for record, answer in zip(records, texts, strict=True):
+            part = range(start, min(start + BATCH_SIZE, len(items)))
+            records = [self._record(items[index], texts[index], index) for index in part]
+            examples = [replace(self.task.example(record), where=record["where"]) for record in records]
+            batch = self.processor.collate(examples)
+            answers = generate(self.model, self.processor, self.task, batch.inputs, self.num_beams)
+            for record, answer in zip(records, answers, strict=True):
                 prediction = self.task.parse(answer, record)
                 results.append({"file": record["file"], "task": self.name, "prediction": prediction})
-        return results if isinstance(media, list | tuple) else results[0]
+        return results[0] if is_one else results
 
     def rows(self, **source: Any) -> Source:
         """Open rows of this task: of the embedded world with `rows(world="test", limit=300)`, or a data set.
@@ -102,11 +106,29 @@ class Pipeline:
         description = f"evaluate {self.name}"
         return evaluate(self.model, self.processor, self.task, rows, batch_size, self.num_beams, None, description)
 
-    def _record(self, item: Any, text: str | None, index: int) -> dict[str, Any]:
-        label = str(item) if isinstance(item, str | Path) else f"input {index}"
+    def _texts(self, text: Any, number: int) -> list[str]:
+        """Return the text of each medium."""
+        texts = list(text) if isinstance(text, list | tuple) else [text] * number
+        fix = f'give --text "..." (or text="...") with the {self.text_field}, or a list with one for each input'
+        if text is None or any(isinstance(each, str) and not each.strip() for each in texts):
+            raise UserError(f"{self.name} needs a text", fix=fix)
+        wrong = next((each for each in texts if not isinstance(each, str)), "")
+        if not isinstance(wrong, str):
+            raise UserError(f"a text must be a str, got {wrong!r}", fix=fix)
+        if len(texts) != number:
+            raise UserError(f"{len(texts)} texts for {number} inputs", fix=fix)
+        if any("\ud800" <= letter <= "\udfff" for each in texts for letter in each):  # bytes of a shell, not UTF-8
+            raise UserError("the text is not valid Unicode", fix="write it in UTF-8")
+        return texts
+
+    def _record(self, item: Any, text: str, index: int) -> dict[str, Any]:
+        is_path = isinstance(item, str | Path)
+        label = str(item) if is_path else f"input {index}"
         record: dict[str, Any] = {"uid": f"{index}:{label}", "file": label, self.task.modality: item}
+        record["where"] = "" if is_path else label  # errors name a path anyway
         if self.task.modality == "image":
-            picture = load_image(item)
+            with decoding(record["where"]):
+                picture = load_image(item)
             record |= {"image": picture, "width": picture.width, "height": picture.height}
         if self.text_field:
             record[self.text_field] = text

@@ -13,6 +13,12 @@ from pybase64 import b64decode  # ten times as fast as Python's own, the longest
 from unival.errors import UserError, did_you_mean
 
 MAX_FILE_BYTES = 2_000_000_000
+# What a person may give for a medium; arrays of videos and sounds only where a model is at hand, as in a pipeline.
+ACCEPTED = {
+    "image": "a path, bytes, a file opened with 'rb', a Pillow image or a uint8 array (height, width, 3)",
+    "video": "a path, bytes, a file opened with 'rb' or, to a pipeline, a uint8 array (frames, height, width, 3)",
+    "audio": "a path, bytes, a file opened with 'rb' or, to a pipeline, an array (samples,) of floats from -1 to 1",
+}
 _STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
 
 
@@ -85,7 +91,7 @@ def open_media(source: MediaSource, kind: str, max_bytes: int = MAX_FILE_BYTES) 
         max_bytes: Refuse anything larger.
 
     Raises:
-        UserError: The file is missing, a folder, empty, unreadable or too large.
+        UserError: The source is something else, or the file is missing, a folder, empty, unreadable or too large.
     """
     if isinstance(source, MediaRange):
         stream: BinaryIO = io.BytesIO(source.read(max_bytes))
@@ -95,6 +101,10 @@ def open_media(source: MediaSource, kind: str, max_bytes: int = MAX_FILE_BYTES) 
         name = f"<{kind} of {len(source):,} bytes>"
     elif isinstance(source, str | Path):
         stream, name = _open_path(Path(source), kind), str(source)
+    elif isinstance(source, io.TextIOBase) or not hasattr(source, "seekable"):
+        raise UserError(f"cannot read {kind} from {type(source).__name__}", fix=f"give {ACCEPTED[kind]}")
+    elif getattr(source, "closed", False):
+        raise UserError(f"the {kind} file is closed", fix="read from it inside its `with` block")
     else:
         stream, name = source, str(getattr(source, "name", f"<{kind} file>"))
         if not stream.seekable():

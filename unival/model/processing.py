@@ -16,7 +16,7 @@ from unival.data.audio import fit_length, load_audio
 from unival.data.bad_rows import decoding
 from unival.data.buffers import empty
 from unival.data.image import load_image, load_pixels
-from unival.data.video import Decoder, load_video
+from unival.data.video import Decoder, frame_indices, load_video
 from unival.errors import UserError
 from unival.model.configuration import UnivalConfig
 from unival.model.modeling import MEDIA_INPUTS
@@ -122,11 +122,14 @@ class UnivalProcessor(ProcessorMixin):
         return normalised if out is None else out.copy_(normalised)
 
     def video(self, source: Any) -> Tensor:
-        """Load a clip as float32 (3, num_frames, video_px, video_px), normalised."""
+        """Load a clip as float32 (3, num_frames, video_px, video_px), normalised; of an array as of a file."""
+        rng = generator_of(source) if self.video_sampling == "random" else None
         if isinstance(source, np.ndarray):
-            frames = source
+            if source.dtype != np.uint8 or source.ndim != 4 or source.shape[-1] != 3 or source.size == 0:
+                what = f"expected a uint8 array (frames, height, width, 3), got {source.dtype} {source.shape}"
+                raise UserError(what, fix="give one frame or more; multiply values between 0 and 1 by 255 and cast")
+            frames = source[frame_indices(len(source), self.num_frames, self.video_sampling, rng)]
         else:
-            rng = generator_of(source) if self.video_sampling == "random" else None
             frames = load_video(source, self.num_frames, self.video_sampling, rng, decoder=self.video_decoder)
         if self.video_fit == "centre_crop":
             pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)  # F 3 H W
@@ -143,6 +146,10 @@ class UnivalProcessor(ProcessorMixin):
     def audio(self, source: Any) -> Tensor:
         """Load a waveform as float32 (samples,) in [-1, 1] of the processor's length."""
         loaded = source if isinstance(source, np.ndarray) else load_audio(source, self.sample_rate)
+        if loaded.dtype.kind != "f" or loaded.ndim != 1 or loaded.size == 0 or not np.isfinite(loaded).all():
+            what = f"expected an array (samples,) of finite floats, got {loaded.dtype} {loaded.shape}"
+            fix = f"take the mean of channels, divide int16 by 32768; the model hears {self.sample_rate} per second"
+            raise UserError(what, fix=fix)
         waveform = np.asarray(loaded, dtype=np.float32)
         if self.audio_int16:
             waveform = (waveform.clip(-1.0, 1.0) * 32767.0).astype(np.int16).astype(np.float32) / 32767.0
