@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -25,6 +24,7 @@ from unival.weights import bart_weights, encoder_weights, read_weights
 
 ASSETS = Path(__file__).parent / "assets"
 BUILT_IN = {"unival-tiny": ASSETS / "unival-tiny"}
+COPY_AGAIN = "copy or convert it again"
 BUILT_IN_ENCODERS = {"unival-tiny-audio": ASSETS / "encoders" / "audio.safetensors"}
 
 
@@ -57,15 +57,7 @@ def load_model(path: str | Path) -> tuple[UnivalForConditionalGeneration, Unival
         UserError: If the folder is not a complete UnIVAL model.
     """
     folder = resolve_model_dir(path)
-    try:
-        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"not a valid config.json: {error}", where=str(folder)) from None
-    if settings.get("model_type") != UnivalConfig.model_type:
-        raise UserError(
-            f"not a UnIVAL model: model_type is {settings.get('model_type')!r}, expected 'unival'",
-            where=str(folder),
-        )
+    read_config(folder)
     try:
         with quiet_transformers():
             # A pair because of `output_loading_info`, which the annotation leaves out.
@@ -77,14 +69,39 @@ def load_model(path: str | Path) -> tuple[UnivalForConditionalGeneration, Unival
                 ignore_mismatched_sizes=True,  # they are in the report, which is checked below
             )
             processor = UnivalProcessor.from_pretrained(folder, local_files_only=True)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"unreadable model: {error}", where=str(folder), fix="copy or convert it again") from None
+    except Exception as error:  # of odd settings, networks and tokenizers raise whatever comes first; --debug shows it
+        raise UserError(f"unreadable model: {error}", where=str(folder), fix=COPY_AGAIN) from error
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         names = sorted(map(str, report[kind]))
         if names:
             listed = ", ".join(names[:10])
-            raise UserError(f"{len(names)} {kind.replace('_', ' ')}: {listed}", where=str(folder))
+            fix = f"config.json describes another model than the weights: {COPY_AGAIN}"
+            raise UserError(f"{len(names)} {kind.replace('_', ' ')}: {listed}", where=str(folder), fix=fix)
     return model.eval(), processor
+
+
+def read_config(folder: Path) -> UnivalConfig:
+    """Return the settings in a model folder.
+
+    Raises:
+        UserError: If they are unreadable, or those of another kind of model.
+    """
+    path = folder / "config.json"
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"not a valid config.json: {error}", where=str(path), fix=COPY_AGAIN) from None
+    if not isinstance(settings, dict):
+        what = f"not a valid config.json: expected an object, got a {type(settings).__name__}"
+        raise UserError(what, where=str(path), fix=COPY_AGAIN)
+    if settings.get("model_type") != UnivalConfig.model_type:
+        what = f"not a UnIVAL model: model_type is {settings.get('model_type')!r}, expected 'unival'"
+        fix = f"give a folder written by `unival train` or `unival convert`, or a built-in model: {', '.join(BUILT_IN)}"
+        raise UserError(what, where=str(path), fix=fix)
+    try:
+        return UnivalConfig.from_dict(settings)
+    except Exception as error:  # `transformers` checks a few fields, each in its own way
+        raise UserError(f"not a valid config.json: {error}", where=str(path), fix=COPY_AGAIN) from error
 
 
 def load_encoder(model: UnivalForConditionalGeneration, name: str, path: str | Path) -> None:

@@ -439,9 +439,10 @@ def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:
     weights.write_bytes(b"x")
     with pytest.raises(UserError, match="unreadable weights"):
         convert(tmp_path / "folder", tmp_path / "y.pt", to="fairseq")
-    (tmp_path / "folder" / "config.json").write_text("{", encoding="utf-8")
-    with pytest.raises(UserError, match="not valid JSON"):
-        convert(tmp_path / "folder", tmp_path / "y.pt", to="fairseq")
+    for content in ("{", "[]"):
+        (tmp_path / "folder" / "config.json").write_text(content, encoding="utf-8")
+        with pytest.raises(UserError, match="not a valid config"):
+            convert(tmp_path / "folder", tmp_path / "y.pt", to="fairseq")
 
 
 def test_the_command_prints_a_summary(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from unival import __version__
-from unival.checkpoint import atomic_folder, digest, quiet_transformers, resolve_model_dir
+from unival.checkpoint import COPY_AGAIN, atomic_folder, digest, quiet_transformers, read_config, resolve_model_dir
 from unival.convert.arguments import native_settings
 from unival.convert.layout import COUNTER, EMBEDDING, TABLE_NAMES, TIED, empty_model, original_names, shapes_of
 from unival.convert.original import Original
@@ -195,13 +195,13 @@ def read_folder(folder: Path) -> Original:
         UserError: If the folder is not a complete UnIVAL model.
     """
     folder = resolve_model_dir(folder)
-    config = _read_config(folder)
+    config = read_config(folder)
     try:
         tensors = load_file(folder / "model.safetensors")
         record = _read_record(folder)
         extra = load_file(folder / EXTRA) if record and (folder / EXTRA).is_file() else {}
     except (SafetensorError, OSError) as error:
-        raise UserError(f"unreadable weights: {error}", where=str(folder)) from None
+        raise UserError(f"unreadable weights: {error}", where=str(folder), fix=COPY_AGAIN) from None
     for name in TIED[1:]:
         tensors.pop(name, None)
     notes: list[str] = []
@@ -210,7 +210,8 @@ def read_folder(folder: Path) -> Original:
     names = list(expected)
     wrong = sorted(name for name in {*names, *found}.difference(TIED[1:]) if expected.get(name) != found.get(name))
     if wrong:
-        raise UserError(f"{len(wrong)} tensors do not fit config.json: {', '.join(wrong[:10])}", where=str(folder))
+        what = f"{len(wrong)} tensors do not fit config.json: {', '.join(wrong[:10])}"
+        raise UserError(what, where=str(folder), fix=COPY_AGAIN)
     if config.lora_rank:
         _merge_low_rank(tensors, config.lora_alpha / config.lora_rank)
         config.lora_rank = 0
@@ -237,18 +238,11 @@ def _merge_low_rank(tensors: dict[str, Tensor], scale: float) -> None:
         tensors[matrix] = (tensors[matrix].double() + scale * up @ down).to(tensors[matrix].dtype)
 
 
-def _read_config(folder: Path) -> UnivalConfig:
-    settings = _read_json(folder / "config.json")
-    if settings.get("model_type") != UnivalConfig.model_type:
-        raise UserError(f"not a UnIVAL model: model_type is {settings.get('model_type')!r}", where=str(folder))
-    return UnivalConfig.from_dict(settings)
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (ValueError, RecursionError) as error:
-        raise UserError(f"not valid JSON: {error}", where=str(path)) from None
+        raise UserError(f"not valid JSON: {error}", where=str(path), fix=COPY_AGAIN) from None
     return value if isinstance(value, dict) else {}
 
 
