@@ -108,7 +108,7 @@ class TaskEntry(Section):
 
 
 class GroupConfig(Section):
-    """Examples of one modality that form one mini-batch; groups of a step have equal weight in the loss."""
+    """Examples of one modality that form one mini-batch; the losses of a step's groups are added."""
 
     rows: int = Field(gt=0)
     """Rows per update, over all processes and accumulated passes; each yields `share` examples of every task."""
@@ -175,7 +175,7 @@ class OptimConfig(Section):
     muon: list[str] = Field(default_factory=list)
     """Matrices whose name starts with one of these take orthogonalised momentum at the same rate (Muon)."""
     clip_norm: float = Field(default=1.0, gt=0)
-    """Global L2 norm of gradients."""
+    """Global L2 norm of the gradients of the sum of the groups' losses; with k groups that is k times a mean's."""
     loss_scale: float = Field(default=128.0, gt=0)
     """With fp16: what losses are multiplied with at first (specification 5)."""
     loss_scale_window: int = Field(default=128, gt=0)

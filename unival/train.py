@@ -201,7 +201,10 @@ class StageLoop:
             self.stop_if_asked(self.steps_before + stage.steps)
 
     def step(self, step: int, parts: Sequence[Sequence[Batch]]) -> dict[str, float]:
-        """Make one update from the passes of this process, each one batch per group; groups have equal weight."""
+        """Make one update from the passes of this process, each one batch per group; groups have equal weight.
+
+        The gradient is that of the sum of the groups' losses, as in the original; `loss` in the log is their mean.
+        """
         optim, world = self.stage.optim, self.world
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(optim, step, self.stage.steps) * group["scale"]
@@ -214,10 +217,10 @@ class StageLoop:
                 values, own, logs = self.losses(batches, step)
             sizes = self.agree(own) if sizes is None else sizes
             # The backward pass averages over processes, which the sum of sizes has done already.
-            shares = [world.size * size / total / len(batches) for size, total in zip(own, sizes, strict=True)]
+            shares = [world.size * size / total for size, total in zip(own, sizes, strict=True)]
             loss = torch.stack([loss * share for loss, share in zip(values, shares, strict=True)]).sum()
             (loss * self.scale.value).backward()
-            value += loss.item()
+            value += loss.item() / len(batches)
             for entries in logs:
                 means.add(entries)
             self.meter.examples += sum(len(batch.examples) for batch in batches)

@@ -21,9 +21,11 @@ from tests import tiny
 from tests.ranks import hashes
 from unival.checkpoint import load_model, save_model
 from unival.config import dump_config
+from unival.data.mixture import RowSlice, StageBatches
 from unival.errors import UserError
 from unival.schema import RunConfig
 from unival.train import Interrupted, StageLoop, add_encoders, main, train
+from unival.training.optim import freeze
 from unival.training.saving import checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -207,6 +209,59 @@ def test_losses_of_one_seed_are_the_recorded_ones(tmp_path: Path, initial: Path,
     losses = [row["loss"] for row in rows(tmp_path / "run")]
     # float32: four updates, of which Adam's first amplify rounding, on processors with other vector units.
     assert losses == pytest.approx(GOLDEN_LOSSES, rel=2e-3)
+
+
+@pytest.mark.parametrize("normalise", ["token", "batch"])
+def test_an_update_of_two_groups_is_that_of_the_sum_of_their_losses(
+    tmp_path: Path, initial: Path, manifest: Path, normalise: str
+) -> None:
+    """By hand: `loss_1 / n_1 + loss_2 / n_2`, of the update or of each pair of batches, clipped as a whole."""
+    task = {"task": "caption", "source": {"manifest": str(manifest)}}
+    stage = {
+        "steps": 1,
+        "groups": [{"rows": 4, "tasks": [task]}, {"rows": 2, "tasks": [task | {"task_args": {"prompt": "what?"}}]}],
+        "objective": {"args": {"normalise": normalise}},
+        "optim": {
+            "lr": 0.1,
+            "schedule": "constant",
+            "warmup_ratio": 0.0,
+            "weight_decay": 0.0,
+            "eps": 1.0,
+            "clip_norm": 4.0,
+        },
+        "freeze_batchnorm": True,
+    }
+    still = {"dropout": 0.0, "drop_path": 0.0}
+    config = fine_tuning(tmp_path / "run", initial, manifest, stage, model=still, accumulation=2)
+    train(config)
+
+    model, processor = load_model(initial)
+    freeze(model, config.stages[0])
+    batches = StageBatches(config.stages[0], processor, config.seed, RowSlice(0, 1, 2))
+    sums, tokens = [], []
+    for batch in (batch for number in range(2) for batch in batches[number]):
+        tokens.append(int(batch.target.ne(model.config.pad_token_id).sum()))
+        sums.append(model(**batch.inputs, labels=batch.target).loss * tokens[-1])
+    assert tokens[0] != tokens[2]  # or both would be the same
+    if normalise == "token":
+        losses = [(sums[g] + sums[g + 2]) / (tokens[g] + tokens[g + 2]) for g in range(2)]
+    else:
+        losses = [(sums[g] / tokens[g] + sums[g + 2] / tokens[g + 2]) / 2 for g in range(2)]
+    loss = torch.stack(losses).sum()
+    loss.backward()
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.grad is not None}
+    norm = torch.nn.utils.clip_grad_norm_(trained.values(), 4.0).item()
+    assert norm > 1.1 * 4.0
+
+    (row,) = rows(tmp_path / "run")
+    assert row["grad_norm"] == pytest.approx(norm, rel=1e-4)
+    assert row["loss"] == pytest.approx(loss.item() / 2, rel=1e-5)
+    for name, after in weights(tmp_path / "run").items():
+        if name in trained:
+            gradient = trained[name].grad
+            assert gradient is not None
+            update = 0.1 * gradient / (gradient.abs() + 1.0)  # the first of AdamW, whose eps of 1 lets the norm be seen
+            torch.testing.assert_close(after, trained[name].detach() - update, atol=1e-6, rtol=1e-5)
 
 
 def test_frozen_parameters_keep_every_bit(tmp_path: Path, initial: Path, manifest: Path) -> None:

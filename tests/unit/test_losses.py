@@ -13,6 +13,7 @@ from unival.training.losses import Losses, autocast_dtype, sizes_ahead
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"normalise": "example"},
+    {"normalise": "batch"},
     {"ignore_prefix": 1},
     {"ignore_eos": True},
     {"drop_worst_ratio": 0.3, "drop_worst_after": 2},

@@ -221,6 +221,7 @@ def test_the_curriculum_has_the_numbers_of_the_specification() -> None:
         assert stage.optim.warmup_ratio == 0.01
         assert stage.objective.name == "cross_entropy"
         assert stage.objective.args["label_smoothing"] == 0.0
+        assert stage.objective.args.get("normalise", "token") == ("token" if config is one else "batch")
         assert (config.model["dropout"], config.model["drop_path"]) == (0.1, 0.1)
         assert config.ema is None
         check_shared(stage, clip_norm=5.0, window=128)

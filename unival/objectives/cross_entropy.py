@@ -30,7 +30,7 @@ from unival.objectives._likelihood import (
 )
 from unival.objectives.base import Loss
 
-NORMALISATIONS = ("token", "example")
+NORMALISATIONS = ("token", "example", "batch")
 
 
 class Terms(NamedTuple):
@@ -55,8 +55,10 @@ class Objective:
     Args:
         processor: Belongs to the model.
         label_smoothing: eps.
-        normalise: `token` averages over the tokens of the batch, so long targets dominate; `example` averages the
-            per-example sums, which weighs a one-word answer like a caption.
+        normalise: `token` averages over the tokens of an update, so long targets dominate; `example` averages the
+            per-example sums, which weighs a one-word answer like a caption; `batch` averages over the batches of an
+            update (one per process and pass) what each has as the mean of its own tokens, as the original does with
+            two groups.
         log_end: Turns on the encouraging loss: a bonus `log(1 - p)`, continued by its tangent where p > log_end
             (the original's recipes: 0.75; 1 never continues).
         drop_worst_ratio, drop_worst_after: Once more than `drop_worst_after` updates are made, this share of the tokens
@@ -105,11 +107,14 @@ class Objective:
         """Return the loss of a batch and, for each of its tasks, the mean -log p of its target tokens."""
         terms = self.terms(model, batch)
         kept = self.kept(terms, update).total
-        size = max(1, self.passes * (len(kept) if self.normalise == "token" else len(batch.examples)))
-        return Loss(kept.sum() / size, task_means(batch, terms.nll / self.passes, terms.row), size)
+        num = max(1, self.passes * (len(batch.examples) if self.normalise == "example" else len(kept)))
+        size = 1 if self.normalise == "batch" else num
+        return Loss(kept.sum() / num, task_means(batch, terms.nll / self.passes, terms.row), size)
 
     def size(self, batch: Batch, update: int = 0) -> float:
         """Return what `Loss.size` of a batch will be, without computing the loss: accumulation asks for it."""
+        if self.normalise == "batch":
+            return 1
         if self.normalise == "example":
             return max(1, self.passes * len(batch.examples))
         tokenizer = self.processor.tokenizer
