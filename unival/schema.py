@@ -1,7 +1,7 @@
 """Every option of a run, each documented where it is defined; YAML files under `configs/` are `RunConfig`s."""
 
 from pathlib import PurePath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -254,8 +254,10 @@ class EvaluationConfig(Section):
 class ValidationConfig(Section):
     """Evaluations during a stage: what is watched, what is kept, when to stop."""
 
-    every: int = Field(gt=0)
-    """Steps between validations; the last step of the stage is always validated."""
+    every: list[Annotated[int, Field(gt=0)]] = Field(default_factory=list)
+    """Steps between validations, one number or several; the last step of the stage is always validated."""
+    every_epochs: float | None = Field(default=None, gt=0)
+    """Passes over the first task's rows between validations, besides `every`; turned into steps as `epochs` is."""
     evaluations: list[EvaluationConfig] = Field(min_length=1)
     monitor: str | None = None
     """What decides, as `EVALUATION/METRIC`: `vqa/accuracy`."""
@@ -267,6 +269,21 @@ class ValidationConfig(Section):
     """End the stage after so many validations in a row without a new best."""
     restore_best: bool = False
     """End the stage with the best weights instead of the last ones."""
+
+    @field_validator("every", mode="before")
+    @classmethod
+    def _one_or_several(cls, every: Any) -> Any:
+        return every if isinstance(every, list) else [every]
+
+    def is_due(self, step: int) -> bool:
+        """Say whether the model is validated after so many steps of the stage."""
+        return any(step % every == 0 for every in self.every)
+
+    @model_validator(mode="after")
+    def _is_sometimes_due(self) -> "ValidationConfig":
+        if not self.every and self.every_epochs is None:
+            raise ValueError("give `every`, `every_epochs` or both")
+        return self
 
     @model_validator(mode="after")
     def _monitor_is_measured(self) -> "ValidationConfig":

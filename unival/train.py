@@ -189,7 +189,7 @@ class StageLoop:
                 bar.advance(row)
                 if config.show_every is not None and (step + 1) % config.show_every == 0:
                     self.show(total, parts[0])
-                if stage.validation is not None and ((step + 1) % stage.validation.every == 0 or is_last):
+                if stage.validation is not None and (stage.validation.is_due(step + 1) or is_last):
                     self.validate(total)
                 if is_last or self.watch.is_over:
                     break

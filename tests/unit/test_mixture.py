@@ -278,6 +278,23 @@ def test_epochs_become_steps_once_the_rows_are_counted(tmp_path: Path) -> None:
     assert all(stage.epochs is None for stage in found)
 
 
+def test_validations_between_epochs_become_steps_beside_those_counted_in_steps(tmp_path: Path) -> None:
+    group = {"rows": 2, "tasks": [{"task": "caption", "source": manifest(tmp_path, 7)}]}
+    evaluations = [{"name": "a", "task": "caption", "source": {"world": "test"}}]
+    lengths = [{"epochs": 3}, {"steps": 9}]
+    intervals = [{"every": 10, "every_epochs": 1}, {"every_epochs": 0.5}]
+    stages = [
+        {"name": str(i), "groups": [group], "validation": given | {"evaluations": evaluations}} | length
+        for i, (length, given) in enumerate(zip(lengths, intervals, strict=True))
+    ]
+    run = tiny.run_settings(tmp_path / "run") | {"stages": stages}
+    one, two = (stage.validation for stage in with_steps(RunConfig.model_validate(run)).stages)
+    assert one is not None
+    assert two is not None
+    assert [step for step in range(1, 12) if one.is_due(step)] == [4, 8, 10]  # 7 / 2, and 10
+    assert [step for step in range(1, 10) if two.is_due(step)] == [2, 4, 6, 8]
+
+
 def test_clips_of_a_group_may_have_their_own_size() -> None:
     video = entry("caption", task_args={"modality": "video"})
     batches = StageBatches(stage({"rows": 1, "video_px": 16, "num_frames": 2, "tasks": [video]}), tiny.processor(), 1)

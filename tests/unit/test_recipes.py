@@ -164,7 +164,9 @@ def test_a_fine_tuning_recipe_has_the_numbers_of_the_table(name: str) -> None:
     check_shared(stage, clip_norm=1.0, window=512)
     assert (config.model["dropout"], config.model["drop_path"]) == (0.1, 0.1)
     assert stage.validation is not None
-    assert stage.validation.every == (50000 if name == "entailment/snli_ve" else 2000)
+    # After every epoch as well: 2,000 updates are 33 epochs of MSVD-QA and more than a whole run of Clotho.
+    assert stage.validation.every == [50000 if name == "entailment/snli_ve" else 2000]
+    assert stage.validation.every_epochs == 1
 
 
 def check_shared(stage: StageConfig, clip_norm: float, window: int) -> None:

@@ -53,7 +53,10 @@ def test_a_metric_that_is_not_measured_is_refused_with_the_right_one() -> None:
     assert not Watch(None, {}).take({}, "a")
 
 
-@pytest.mark.parametrize("fields", [{"monitor": "caption/cider_d"}, {"monitor": None, "patience": 2}, {"keep_best": 0}])
+@pytest.mark.parametrize(
+    "fields",
+    [{"monitor": "caption/cider_d"}, {"monitor": None, "patience": 2}, {"keep_best": 0}, {"every": 0}, {"every": []}],
+)
 def test_impossible_validations_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         config(**fields)

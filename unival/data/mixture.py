@@ -265,24 +265,31 @@ def iterate(
 
 
 def with_steps(config: Run) -> Run:
-    """Return the configuration with the `epochs` of every stage turned into `steps`.
+    """Return the configuration with the epochs of every stage, and between its validations, turned into steps.
 
-    An epoch is a pass over the media of the first task of the first group, or over its whole pool; the last update of
-    it may reach into the next.
+    The last update of an epoch may reach into the next.
     """
     stages = []
     for stage in config.stages:
-        if stage.epochs is not None:
-            group = stage.groups[0]
-            if group.mixing == "proportional":
-                rows = Pool([Stream(entry, config.seed) for entry in group.tasks], config.seed).ends[-1]
-            else:
-                first = group.tasks[0]
-                rows = Stream(first, config.seed).num_media * (1 if group.aligned else first.every)
-            steps = math.ceil(stage.epochs * rows / group.rows)
-            stage = stage.model_copy(update={"steps": steps, "epochs": None})
-        stages.append(stage)
+        validation, changes = stage.validation, {}
+        between = None if validation is None else validation.every_epochs
+        if stage.epochs is not None or between is not None:
+            rows, size = rows_of_epoch(stage.groups[0], config.seed), stage.groups[0].rows
+            if stage.epochs is not None:
+                changes |= {"steps": math.ceil(stage.epochs * rows / size), "epochs": None}
+            if validation is not None and between is not None:
+                every = [*validation.every, math.ceil(between * rows / size)]
+                changes["validation"] = validation.model_copy(update={"every": every, "every_epochs": None})
+        stages.append(stage.model_copy(update=changes))
     return config.model_copy(update={"stages": stages})
+
+
+def rows_of_epoch(group: GroupConfig, seed: int) -> int:
+    """Return how many rows of a group are a pass over the media of its first task, or over its whole pool."""
+    if group.mixing == "proportional":
+        return Pool([Stream(entry, seed) for entry in group.tasks], seed).ends[-1]
+    first = group.tasks[0]
+    return Stream(first, seed).num_media * (1 if group.aligned else first.every)
 
 
 def has_empty_pass(group: GroupConfig, rows: int) -> bool:
