@@ -17,6 +17,7 @@ from unival.objectives.base import objective_class
 from unival.planning.plan import SizesFile
 from unival.schema import EvaluationConfig, RunConfig, StageConfig, TaskEntry
 from unival.tasks.base import get_task
+from unival.training.check import MEDIA_SIZES
 from unival.training.optim import freeze, learning_rate
 from unival.yaml12 import parse_yaml
 
@@ -57,6 +58,18 @@ def test_a_recipe_loads_and_names_things_that_exist(path: Path) -> None:
     for evaluation in evaluations(config):
         SearchOptions.from_original(evaluation.search)
         assert evaluation.submission in (None, *KINDS)
+
+
+@pytest.mark.parametrize("path", RUNS, ids=name_of)
+def test_a_recipe_trains_validates_evaluates_and_saves_media_of_one_size(path: Path) -> None:
+    """The run's own, whatever the model it starts from was trained at; what it saves is then right for others, too."""
+    config = load_config(path, [], RunConfig)
+    groups = [group for stage in config.stages for group in stage.groups]
+    assert all(getattr(group, name) is None for group in groups for name in MEDIA_SIZES)
+    assert not any(evaluation.processor for evaluation in evaluations(config))
+    entries = [entry for group in groups for entry in group.tasks]
+    modalities = {get_task(entry.task, entry.task_args).modality for entry in entries}
+    assert {name for name, modality in MEDIA_SIZES.items() if modality in modalities} <= config.processor.keys()
 
 
 @pytest.mark.parametrize("path", RUNS, ids=name_of)
@@ -157,8 +170,7 @@ def test_a_fine_tuning_recipe_has_the_numbers_of_the_table(name: str) -> None:
         row.batch,
     )
     assert stage.freeze == (["encoder.embed_tokens"] if row.is_frozen else [])
-    sizes = {name: getattr(group, name) for name in ("image_px", "video_px", "num_frames")}
-    assert {name: size for name, size in sizes.items() if size is not None} == row.size
+    assert config.processor == row.size
     assert (config.ema is not None and config.ema.evaluate and config.ema.decay == 0.9999) == row.ema
     assert config.init == "models/unival_s2_hs"
     check_shared(stage, clip_norm=1.0, window=512)
@@ -302,8 +314,9 @@ def test_chains_of_fine_tuning_use_the_recipe_of_their_target(target: str) -> No
         config = load(f"averaging/{name}")
         assert config.init == f"{load(f'finetune/{DIRECT[start]}').out}/model"
         assert (config.stages, config.evaluations) == (direct.stages, direct.evaluations)
+        assert config.processor == direct.processor
     fused = load(f"averaging/fusing/{target}_from_average")
-    assert fused.stages == direct.stages
+    assert (fused.stages, fused.processor) == (direct.stages, direct.processor)
     is_video = target.startswith("video")
     average = "video_caption_video_qa" if is_video else "caption_refcocoplus_snli_ve_vqa"
     assert fused.init == f"runs/averaging/{average}"
