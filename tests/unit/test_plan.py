@@ -1,6 +1,7 @@
 """The planner: its counts are those of the model, of torch's own counter, and of arithmetic by hand."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tests import tiny
 from unival.cli import app
 from unival.config import dump_config, load_config
 from unival.errors import UserError
-from unival.planning.cost import GPUS, cost, does_not_fit, find_gpu
+from unival.planning.cost import GPUS, advice, cost, does_not_fit, find_gpu, report
 from unival.planning.plan import FLOAT, SizesFile, StagePlan, estimate, examples_per_row, media_per_row, with_sizes
 from unival.schema import GroupConfig, RunConfig
 from unival.training.optim import freeze
@@ -160,6 +161,54 @@ def test_time_follows_from_arithmetic_traffic_and_the_data_sheet(one_stage: RunC
     assert eight.seconds >= eight.compute_seconds
     with pytest.raises(UserError, match=r"unknown GPU 'h1000'.*did you mean 'h100'\?"):
         find_gpu("h1000")
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "expected", "peak"),
+    [
+        ("h100", "auto", "bf16", 989),
+        ("v100", "auto", "fp32", 15.7),  # as `autocast_dtype` chooses there
+        ("t4", "bf16", "bf16", 8),  # computed without matrix units
+        ("t4", "fp16", "fp16", 65),
+        ("h100", "fp32", "fp32", 67),
+    ],
+)
+def test_the_peak_is_that_of_the_precision_a_gpu_has(
+    one_stage: RunConfig, name: str, precision: str, expected: str, peak: float
+) -> None:
+    config = one_stage.model_copy(update={"precision": precision})
+    found = report(config, name, 1, 0.5)
+    assert (found["precision"], found["peak"]) == (expected, peak)
+    (planned,) = estimate(one_stage.model_copy(update={"precision": expected}))
+    (shown,) = found["stages"]
+    assert shown["groups"][0]["activations"] == planned.groups[0].activations
+    assert shown["costs"][0]["seconds"] == pytest.approx(
+        cost(config, planned, GPUS[name], "none", 1, 0.5).seconds, rel=1e-9
+    )
+    update = 7 * FLOAT * planned.trained / (GPUS[name].bandwidth * 1e9)
+    assert shown["costs"][0]["seconds"] - update == pytest.approx(planned.flops / (peak * 1e12 * 0.5))
+
+
+@pytest.mark.parametrize(
+    ("rows", "accumulation", "share", "expected"),
+    [
+        ((16, 24), 1, 3, "raise `accumulation` to 4, or set"),  # 3 passes do not divide 16 rows
+        ((16, 24), 2, 1.5, "raise `accumulation` to 4, or set"),
+        ((6, 6), 1, 2.5, "raise `accumulation` to 3, or set"),
+        ((5, 7), 1, 2, "set `checkpoint_activations=true`"),  # no number but 1 divides both
+    ],
+)
+def test_advised_passes_divide_the_rows_of_every_group(
+    one_stage: RunConfig, planned: StagePlan, rows: tuple[int, ...], accumulation: int, share: float, expected: str
+) -> None:
+    stage = replace(planned, groups=tuple(replace(planned.groups[0], rows=number) for number in rows))
+    memory = stage.memory("none", 1, has_average=False)
+    available = sum(memory.values()) - memory["activations"] + memory["activations"] / share
+    config = one_stage.model_copy(update={"accumulation": accumulation})
+    assert advice(config, stage, "none", 1, available).startswith(expected)
+    if rows == (5, 7):
+        again = config.model_copy(update={"checkpoint_activations": True})
+        assert "smaller media" in advice(again, stage, "none", 1, available)
 
 
 def test_a_run_that_does_not_fit_is_told_what_helps(

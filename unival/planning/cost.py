@@ -15,13 +15,26 @@ from unival.schema import RunConfig
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """Data sheet: dense TFLOP/s in bf16 and float32, GB of memory, GB/s of memory and to a neighbour."""
+    """Data sheet: dense TFLOP/s in bf16 or fp16 and in float32, GB of memory, GB/s of memory and to a neighbour.
+
+    Those before 2020 have matrix units for fp16 only: `precision: auto` is float32 there (`autocast_dtype`).
+    """
 
     bf16: float
     fp32: float
     memory: float
     bandwidth: float
     link: float
+    has_bf16: bool = True
+
+    def precision(self, asked: str) -> str:
+        """Return what a run's `precision` is here."""
+        return {"auto": "bf16" if self.has_bf16 else "fp32"}.get(asked, asked)
+
+    def peak(self, precision: str) -> float:
+        """Return TFLOP/s; without units for bf16 it is no faster than float32."""
+        is_short = precision == "fp16" or (precision == "bf16" and self.has_bf16)
+        return self.bf16 if is_short else self.fp32
 
 
 GPUS = {
@@ -34,8 +47,8 @@ GPUS = {
     "l40s": Gpu(362, 91, 48, 864, 32),
     "mi250x": Gpu(191, 24, 64, 1600, 50),  # one of its two dies: the paper's worker
     "rtx4090": Gpu(165, 83, 24, 1008, 32),
-    "t4": Gpu(65, 8, 16, 300, 16),
-    "v100": Gpu(125, 15.7, 32, 900, 150),
+    "t4": Gpu(65, 8, 16, 300, 16, has_bf16=False),
+    "v100": Gpu(125, 15.7, 32, 900, 150, has_bf16=False),
 }
 
 
@@ -70,7 +83,7 @@ def cost(config: RunConfig, stage: StagePlan, gpu: Gpu, kind: str, world: int, e
         world: Processes.
         efficiency: Share of the peak arithmetic that is reached.
     """
-    peak = gpu.fp32 if config.precision == "fp32" else gpu.bf16
+    peak = gpu.peak(gpu.precision(config.precision))
     arithmetic = stage.flops / world / (peak * 1e12 * efficiency)
     accesses = 7 * FLOAT * stage.trained / (world if kind == "fsdp" else 1)  # bytes that AdamW reads and writes
     update = accesses / (gpu.bandwidth * GB)
@@ -107,8 +120,12 @@ def advice(config: RunConfig, stage: StagePlan, kind: str, world: int, available
     memory = stage.memory(kind, world, config.ema is not None)
     states = sum(memory.values()) - memory["activations"]
     if states < available:
-        passes = config.accumulation * math.ceil(memory["activations"] / (available - states))
-        return f"raise `accumulation` to {passes} or more, or set `checkpoint_activations=true`"
+        needed = math.ceil(config.accumulation * memory["activations"] / (available - states))
+        rows = math.gcd(*(group.rows for group in stage.groups))
+        passes = next((passes for passes in range(needed, rows + 1) if rows % passes == 0), None)
+        ways = [] if passes is None else [f"raise `accumulation` to {passes}"]
+        ways += [] if config.checkpoint_activations else ["set `checkpoint_activations=true`"]
+        return ", or ".join(ways or ["show smaller media, or freeze parts"])
     if kind != "fsdp" and world > 1:
         return "set `parallel.kind=fsdp`, or freeze parts"
     return "use more processes with `parallel.kind=fsdp`, or freeze parts"
@@ -128,6 +145,7 @@ def find_gpu(name: str) -> Gpu:
 def report(config: RunConfig, gpu_name: str, world: int, efficiency: float) -> dict[str, Any]:
     """Return everything as one JSON object: stages, each with its groups and what DDP and FSDP2 take."""
     gpu = find_gpu(gpu_name)
+    config = config.model_copy(update={"precision": gpu.precision(config.precision)})
     kinds = ["none"] if world == 1 else ["ddp", "fsdp"]
     stages = []
     for stage in estimate(config, world):
@@ -149,6 +167,7 @@ def report(config: RunConfig, gpu_name: str, world: int, efficiency: float) -> d
         "world": world,
         "accumulation": config.accumulation,
         "precision": config.precision,
+        "peak": gpu.peak(config.precision),
         "efficiency": efficiency,
         "stages": stages,
     }

@@ -57,6 +57,7 @@ class GroupPlan:
         examples, media: Per update, over all processes.
         tokens: Of media, prompts and targets, per update.
         flops: Forward and backward, per update.
+        rows: Per update of one process, which its passes share.
         activations: Bytes that one pass of one process keeps for the backward pass, in the precision of the run.
     """
 
@@ -65,6 +66,7 @@ class GroupPlan:
     media: float
     tokens: float
     flops: float
+    rows: int
     activations: float
 
 
@@ -241,7 +243,7 @@ def measure_group(
     size = rows.rows_per_pass(group.rows)
     kept = kept * size + min(logits * size, MAX_LOGITS_BYTES) * LOGITS_COPIES
     examples, media, tokens, flops = (number * group.rows for number in (sum(per_row), media, length, flops))
-    return GroupPlan(modality, examples, media, tokens, flops, kept)
+    return GroupPlan(modality, examples, media, tokens, flops, size * rows.passes, kept)
 
 
 def examples_per_row(group: GroupConfig) -> list[float]:

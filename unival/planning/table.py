@@ -54,7 +54,7 @@ def _costs(plan: dict[str, Any], stage: dict[str, Any]) -> Table:
         memory = [f"{cost['memory'][purpose] / GB:.2f}" for purpose in purposes]
         hours = "" if cost["hours"] is None else f"{cost['hours']:,.1f}"
         table.add_row(cost["kind"], *memory, f"{cost['bytes'] / GB:.2f}", f"{cost['seconds']:.3f}", hours)
-    assumed = f"{plan['efficiency']:.0%} of {gpu['fp32' if plan['precision'] == 'fp32' else 'bf16']:g} TFLOP/s"
+    assumed = f"{plan['efficiency']:.0%} of {plan['peak']:g} TFLOP/s ({plan['precision']})"
     passes = plan["accumulation"]
     table.caption = f"{plan['world']} x {gpu['name']} ({gpu['memory']:g} GB), {passes} passes per update, at {assumed}"
     return table

@@ -10,6 +10,7 @@ from unival.log import console
 from unival.planning.cost import does_not_fit
 from unival.schema import RunConfig
 from unival.training.distributed import World
+from unival.training.losses import autocast_dtype
 
 BYTES = 16  # per parameter: float32 weights, gradients and two moments
 SMALL = 0.01  # models whose states take less of the memory are not planned: it takes seconds
@@ -21,6 +22,8 @@ def warn_if_too_large(model: nn.Module, config: RunConfig, world: World) -> None
     states = BYTES * sum(parameter.numel() for parameter in model.parameters())
     if not world.is_main or states < SMALL * available:
         return
+    is_short = autocast_dtype(config.precision, world.device) is not None
+    config = config.model_copy(update={"precision": "bf16" if is_short else "fp32"})  # what `auto` is here
     try:
         with torch.random.fork_rng(devices=[]):
             problem = does_not_fit(config, world.size, world.kind, available)
