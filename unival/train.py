@@ -31,7 +31,7 @@ from unival.model.processing import UnivalProcessor
 from unival.objectives.base import Objective, get_objective
 from unival.schema import EXECUTION, RunConfig
 from unival.training.building import add_encoders, start
-from unival.training.check import check_run
+from unival.training.check import check_progress, check_run
 from unival.training.distributed import World, average_statistics, copy_full, full_state, join, sync_gradients, wrap
 from unival.training.ema import Ema, untied
 from unival.training.losses import Losses, autocast, autocast_dtype, sizes_ahead
@@ -43,7 +43,6 @@ from unival.training.saving import (
     clean_up,
     load_moments,
     newest_valid,
-    problem_with,
     read_state,
     save_training,
 )
@@ -328,7 +327,7 @@ def find_checkpoint(config: RunConfig, run_dir: Path) -> Path | None:
     """Return the checkpoint to go on from, None to begin; say which damaged ones are passed over.
 
     Raises:
-        UserError: If `resume` names a checkpoint that cannot be used.
+        UserError: If `resume` names a checkpoint after which nothing is left.
     """
     clean_up(run_dir)
     checkpoint, skipped = newest_valid(run_dir)
@@ -338,10 +337,7 @@ def find_checkpoint(config: RunConfig, run_dir: Path) -> Path | None:
         console.print(f"[yellow]going on from {'the start' if checkpoint is None else checkpoint.name}[/]")
     if checkpoint is None and config.resume != "auto":
         checkpoint = Path(config.resume)
-        problem = problem_with(checkpoint) if checkpoint.is_dir() else "there is no such folder"
-        if problem is not None:
-            fix = "give a folder such as RUN/step-0000500, or `resume: auto`"
-            raise UserError(f"resume: this checkpoint cannot be used: {problem}", str(checkpoint), fix)
+        check_progress(config, checkpoint)  # again, because epochs are steps now
     return checkpoint
 
 

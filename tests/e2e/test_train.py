@@ -469,9 +469,20 @@ def test_a_run_may_start_from_a_checkpoint_of_another(tmp_path: Path, initial: P
     train(first.model_copy(update={"out": str(tmp_path / "two"), "resume": str(checkpoint)}))
     assert [row["step"] for row in rows(tmp_path / "two")] == [2]
     assert same(weights(tmp_path / "two"), weights(tmp_path / "one"))
+    stage = first.stages[0].model_copy(update={"steps": 2})
+    end, three = tmp_path / "one" / "step-0000003", {"out": str(tmp_path / "three")}
+    for changes, message in (
+        ({"stages": [stage]}, r"stands at stage 1, step 2, and stages\.0\.steps is 2.*resume, .*step-0000002"),
+        ({"resume": str(end)}, r"stands at stage 2, step 0, and this run ends with stage 1.*resume, .*step-0000003"),
+        ({"model": {"dropout": 0.5}}, r"model\.dropout is 0\.5, and 0\.0 in the checkpoint"),
+        ({"processor": {"image_px": 32}}, r"processor\.image_px is 32, and 24 in the checkpoint"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train(first.model_copy(update={"resume": str(checkpoint)} | three | changes))
     (checkpoint / "state.json").unlink()
     with pytest.raises(UserError, match=r"resume: this checkpoint cannot be used: state\.json is missing"):
-        train(first.model_copy(update={"out": str(tmp_path / "three"), "resume": str(checkpoint)}))
+        train(first.model_copy(update=three | {"resume": str(checkpoint)}))
+    assert not (tmp_path / "three").exists()
 
 
 def test_a_continued_run_may_be_carried_out_in_another_way(tmp_path: Path, uninterrupted: Path) -> None:

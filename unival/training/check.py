@@ -5,6 +5,7 @@ Each message names the key, the value, what is valid and what is close to it.
 
 import importlib.util
 import inspect
+import json
 import os
 import shutil
 import sys
@@ -22,12 +23,14 @@ from unival.errors import UserError, did_you_mean
 from unival.evaluation.submission import KINDS
 from unival.generate import SearchOptions
 from unival.log import no_tensorboard
+from unival.model.configuration import UnivalConfig
 from unival.objectives.base import objective_class
 from unival.rewards import check_rewards
 from unival.schema import EvaluationConfig, GroupConfig, OptimConfig, RunConfig, SourceConfig, StageConfig, TaskEntry
 from unival.tasks.base import Task, get_task
 from unival.training.building import refuse_unknown
 from unival.training.optim import build_optimizer, freeze
+from unival.training.saving import problem_with, read_state
 from unival.training.sketch import Sketch, media_defaults, sketch
 
 MEDIA_SIZES = {"image_px": "image", "video_px": "video", "num_frames": "video"}
@@ -52,6 +55,7 @@ def check_run(config: RunConfig, processes: int = 1) -> None:
             raise no_tensorboard()
     check_compiler(config)
     stages = sketch(config)
+    check_resume(config)
     for number, (stage, model) in enumerate(zip(config.stages, stages, strict=True)):
         key = f"stages.{number}"
         for index, group in enumerate(stage.groups):
@@ -111,6 +115,45 @@ def check_start(config: RunConfig) -> None:
         if name in joining:  # those of others serve `unival.tiny.align_names`
             with at(f"encoder_weights.{name}"):
                 check_exists(BUILT_IN_ENCODERS.get(path, path))
+
+
+def check_resume(config: RunConfig) -> None:
+    """Refuse to start from a checkpoint that is damaged, behind the end of this run, or of another model."""
+    if config.resume == "auto":
+        return
+    folder = Path(config.resume)
+    problem = problem_with(folder) if folder.is_dir() else "it is no folder"
+    if problem is not None:
+        fix = "give a folder such as RUN/step-0000500, or `resume: auto`"
+        raise UserError(f"resume: this checkpoint cannot be used: {problem}", str(folder), fix)
+    check_progress(config, folder)
+    state = read_state(folder)
+    begun = config.stages[: state.stage + (state.step > 0)]
+    given = {
+        "model": config.model | {name: options for stage in begun for name, options in stage.add.items()},
+        "processor": config.processor,
+    }
+    for section, file in (("model", "config.json"), ("processor", "processor_config.json")):
+        stored = json.loads((folder / "model" / file).read_text(encoding="utf-8"))
+        stored = (UnivalConfig().to_dict() if section == "model" else media_defaults()) | stored
+        for name, value in given[section].items():
+            if stored[name] != value:
+                what = f"{section}.{name} is {value!r}, and {stored[name]!r} in the checkpoint, whose {section} is kept"
+                fix = f"leave it as it was, or start anew from its weights: init={folder / 'model'} resume=auto"
+                raise UserError(what, f"resume, {folder}", fix)
+
+
+def check_progress(config: RunConfig, checkpoint: Path) -> None:
+    """Refuse to start from a checkpoint after which this run has no step; stages of unknown length have one."""
+    state = read_state(checkpoint)
+    where, fix = f"resume, {checkpoint}", f"more `steps`, or start from its weights: init={checkpoint / 'model'}"
+    stands = f"the checkpoint stands at stage {state.stage + 1}, step {state.step}"
+    if state.stage >= len(config.stages):
+        raise UserError(f"{stands}, and this run ends with stage {len(config.stages)}: nothing is left", where, fix)
+    stage = config.stages[state.stage]
+    if stage.epochs is None and state.step >= stage.steps:
+        what = f"{stands}, and stages.{state.stage}.steps is {stage.steps}: nothing is left of the stage"
+        raise UserError(what, where, fix)
 
 
 def check_group(group: GroupConfig, model: Sketch, key: str) -> None:
