@@ -40,6 +40,7 @@ from unival.training.optim import LossScale, build_optimizer, clip_gradients, fr
 from unival.training.random_state import load_random, seed_process
 from unival.training.saving import (
     TrainState,
+    checkpoints,
     clean_up,
     load_moments,
     newest_valid,
@@ -350,10 +351,20 @@ def restore_random(checkpoint: Path, config: RunConfig, state: TrainState, world
         seed_process(config.seed, world.rank, state.stage * 10**9 + state.step)
 
 
+def has_begun(run_dir: Path) -> bool:
+    """Say whether a run folder holds weights, or numbers of steps."""
+    log = run_dir / "metrics.jsonl"
+    folders = [*checkpoints(run_dir), run_dir / "best", run_dir / "model"]
+    return any(folder.is_dir() for folder in folders) or (log.is_file() and log.stat().st_size > 0)
+
+
 def prepare_run_dir(run_dir: Path, config: RunConfig, fresh: bool, processes: int) -> None:
-    """Create the run folder with the resolved configuration, or check that it holds the same one."""
+    """Create the run folder with the resolved configuration, or check that it holds the same one.
+
+    A run that failed before its first step has nothing to lose: it is begun anew, with any configuration.
+    """
     path = run_dir / "config.yaml"
-    if path.is_file() and not fresh:
+    if path.is_file() and not fresh and has_begun(run_dir):
         old = load_config(path, [], RunConfig)
         if old == config:
             return

@@ -167,6 +167,16 @@ def test_a_complete_run_is_left_alone_and_another_one_refused(tmp_path: Path, un
     assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")} == before
 
 
+def test_a_run_that_failed_before_its_first_step_is_begun_anew_with_another_configuration(
+    tmp_path: Path, initial: Path, manifest: Path
+) -> None:
+    answers = {"objective": {"args": {"answers": {"caption": ["not one of the captions"]}}}}
+    with pytest.raises(UserError, match="is not among the answers"):
+        train(fine_tuning(tmp_path / "run", initial, manifest, {"steps": 1} | answers))
+    train(fine_tuning(tmp_path / "run", initial, manifest, {"steps": 1}))
+    assert len(rows(tmp_path / "run")) == 1
+
+
 def test_fresh_starts_over(tmp_path: Path, uninterrupted: Path) -> None:
     run_dir = tmp_path / "run"
     shutil.copytree(uninterrupted, run_dir)

@@ -96,6 +96,30 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["stages.0.objective", "'label_smooth'", "did you mean 'label_smoothing'?", "log_end"],
     ),
     "objective value": ({"stages.0.objective.args": {"label_smoothing": 1.5}}, ["objective", "label_smoothing is 1.5"]),
+    "count of an objective": (
+        {"stages.0.objective.args": {"ignore_prefix": -1}},
+        ["stages.0.objective", "ignore_prefix is -1", "at least 0"],
+    ),
+    "range of an objective": (
+        {"stages.0.objective.args": {"constraint_range": [10, 5]}},
+        ["stages.0.objective", "constraint_range is 10, 5", "first < end"],
+    ),
+    "range beyond the vocabulary": (
+        {"stages.0.objective.args": {"constraint_range": [10, 9999]}},
+        ["stages.0.objective", "constraint_range is 10, 9999", "<= 326"],
+    ),
+    "choice of an objective that samples": (
+        {"stages.0.objective": {"name": "self_critical", "args": {"rewards": {"brevity": 1.0}, "baseline": "foo"}}},
+        ["stages.0.objective", "unknown baseline 'foo'", "others"],
+    ),
+    "fraction of a sample": (
+        {"stages.0.objective": {"name": "grpo", "args": {"rewards": {"brevity": 1.0}, "samples": 2.5}}},
+        ["stages.0.objective", "args.samples is 2.5", "whole number"],
+    ),
+    "start of an objective": (
+        {"stages.0.objective": {"name": "grpo", "args": {"rewards": {"brevity": 1.0}, "kl": 0.1, "start": "models/a"}}},
+        ["stages.0.objective.args.start", "no such model folder: models/a"],
+    ),
     "objective type": ({"stages.0.objective.args": {"log_end": "late"}}, ["objective", "expected numbers", "'late'"]),
     "reward": (
         {"stages.0.objective": {"name": "grpo", "args": {"rewards": {"cider": 1.0}}}},

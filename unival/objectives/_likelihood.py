@@ -100,6 +100,8 @@ def allowed_ids(constraint_range: Sequence[int] | None, vocab_size: int, device:
     """
     if constraint_range is None:
         return None
+    if len(constraint_range) != 2 or not all(isinstance(number, int) for number in constraint_range):
+        raise UserError(f"constraint_range is {constraint_range}", fix="give two token ids: the first, and the end")
     first, end = constraint_range
     if not NUM_SPECIAL <= first < end <= vocab_size:
         what = f"constraint_range is {first}, {end}"

@@ -29,7 +29,7 @@ from unival.objectives._likelihood import (
 )
 from unival.objectives._sampling import Drawn, draw, evaluation_mode, is_random
 from unival.objectives._scoring import Scorer
-from unival.objectives.base import Loss
+from unival.objectives.base import Loss, check_at_least
 from unival.rewards import Rewards, weighted_reward
 
 NORMALISATIONS = ("token", "sequence")
@@ -85,10 +85,15 @@ class PolicyObjective:
             raise UserError(f"temperature is {self.temperature}", fix="give a positive number")
         if self.kl > 0.0 and self.start is None:
             raise UserError("kl needs the start model", fix="give `start`, the same as `init` of the run")
+        check_at_least(1, max_new_tokens=self.max_new_tokens)
+        limits = {"min_new_tokens": self.min_new_tokens, "reward_workers": self.reward_workers}
+        check_at_least(0, kl=self.kl, supervised=self.supervised, **limits)
+        self._start_model: UnivalForConditionalGeneration | None = None
+        if self.processor is None:  # the arguments are checked before there are data
+            return
         bins = {"num_bins": self.processor.num_bins}
         reward = weighted_reward(self.rewards, self.reward_args, records=self.rows(), given=bins)
         self.scorer = Scorer(reward, self.reward_workers)
-        self._start_model: UnivalForConditionalGeneration | None = None
 
     def __call__(self, model: UnivalForConditionalGeneration, batch: Batch, update: int = 0) -> Loss:
         """Sample, score, and return the loss; rewards are waited for only when all forward passes are done."""

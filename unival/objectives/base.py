@@ -40,17 +40,24 @@ class Objective(Protocol):
         ...
 
 
+def check_at_least(least: float, **values: float) -> None:
+    """Refuse a value below the least one."""
+    for name, value in values.items():
+        if value < least:
+            raise UserError(f"{name} is {value}", fix=f"give at least {least:g}")
+
+
 def get_objective(
     name: str,
     args: Mapping[str, Any],
-    processor: UnivalProcessor,
+    processor: UnivalProcessor | None,
     rows: Callable[[], Sequence[Mapping[str, Any]]],
 ) -> Objective:
     """Build the objective in `unival/objectives/<name>.py` with checked arguments.
 
     Args:
         name, args: From the configuration.
-        processor: Belongs to the model.
+        processor: Belongs to the model; None where the objective is only checked.
         rows: Returns records of the stage's stream, for objectives that need corpus statistics.
 
     Raises:

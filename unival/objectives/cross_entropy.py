@@ -28,7 +28,7 @@ from unival.objectives._likelihood import (
     encode_media,
     length_chunks,
 )
-from unival.objectives.base import Loss
+from unival.objectives.base import Loss, check_at_least
 
 NORMALISATIONS = ("token", "example", "batch")
 
@@ -75,7 +75,7 @@ class Objective:
 
     def __init__(
         self,
-        processor: UnivalProcessor,
+        processor: UnivalProcessor | None,
         label_smoothing: float = 0.0,
         normalise: str = "token",
         log_end: float | None = None,
@@ -92,6 +92,7 @@ class Objective:
             raise UserError(f"unknown normalise {normalise!r}", fix=f"valid: {', '.join(NORMALISATIONS)}")
         check_share("label_smoothing", label_smoothing)
         check_share("drop_worst_ratio", drop_worst_ratio)
+        check_at_least(0, ignore_prefix=ignore_prefix, drop_worst_after=drop_worst_after, rdrop=rdrop)
         if log_end is not None and not 0.0 < log_end <= 1.0:
             raise UserError(f"log_end is {log_end}", fix="give a probability above 0, such as 0.75, or 1")
         if constraint_range is not None and answers:
@@ -100,8 +101,10 @@ class Objective:
         self.drop_worst_ratio, self.drop_worst_after, self.rdrop = drop_worst_ratio, drop_worst_after, rdrop
         self.constraint_range, self.confidence = constraint_range, confidence
         self.ignore_prefix, self.ignore_eos = ignore_prefix, ignore_eos
-        self.processor = processor
-        self.tries = {task: self._trie(given) for task, given in (answers or {}).items()}
+        self.tries: dict[str, AnswerTrie] = {}
+        if processor is not None:  # otherwise the arguments are only checked, before there is a tokenizer
+            self.processor = processor
+            self.tries = {task: self._trie(given) for task, given in (answers or {}).items()}
 
     def __call__(self, model: UnivalForConditionalGeneration, batch: Batch, update: int = 0) -> Loss:
         """Return the loss of a batch and, for each of its tasks, the mean -log p of its target tokens."""

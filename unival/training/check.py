@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from unival.checkpoint import BUILT_IN_ENCODERS
+from unival.checkpoint import BUILT_IN_ENCODERS, resolve_model_dir
 from unival.config_problem import at
 from unival.data.mixture import RowSlice
 from unival.data.source import open_source
@@ -24,7 +24,8 @@ from unival.evaluation.submission import KINDS
 from unival.generate import SearchOptions
 from unival.log import no_tensorboard
 from unival.model.configuration import UnivalConfig
-from unival.objectives.base import objective_class
+from unival.objectives._likelihood import allowed_ids
+from unival.objectives.base import get_objective, objective_class
 from unival.rewards import check_rewards
 from unival.schema import EvaluationConfig, GroupConfig, OptimConfig, RunConfig, SourceConfig, StageConfig, TaskEntry
 from unival.tasks.base import Task, get_task
@@ -62,7 +63,7 @@ def check_run(config: RunConfig, processes: int = 1) -> None:
             check_group(group, model, f"{key}.groups.{index}")
             with at(f"{key}.groups.{index}.rows"):
                 RowSlice(0, processes, config.accumulation).rows_per_pass(group.rows)
-        check_objective(stage, f"{key}.objective")
+        check_objective(stage, model, f"{key}.objective")
         check_sampling(config, stage, processes, f"{key}.objective")
         if config.parallel.kind == "fsdp" and stage.optim.muon and processes > 1:
             raise UserError("Muon needs whole matrices", f"{key}.optim.muon", "use parallel.kind=ddp, or optim.muon=[]")
@@ -198,17 +199,24 @@ def check_source(source: SourceConfig, name: str, task: Task, key: str) -> None:
             open_source(source, name, task.modality)
 
 
-def check_objective(stage: StageConfig, key: str) -> None:
+def check_objective(stage: StageConfig, model: Sketch, key: str) -> None:
     """Refuse unknown objectives, arguments and rewards; values are checked where that needs no data."""
-    name, args = stage.objective.name, stage.objective.args
+    args = stage.objective.args
+    numbers = {name: value for name, value in args.items() if name not in ("answers", "rewards", "reward_args")}
     with at(key):
-        cls = objective_class(name, args)
-        if "rows" not in inspect.signature(cls).parameters:
-            try:
-                cls(processor=None, **{name: value for name, value in args.items() if name != "answers"})
-            except TypeError:  # what comparing and counting raise
-                wrong = {name: value for name, value in args.items() if isinstance(value, str | dict)}
-                raise UserError(f"args: expected numbers, got {wrong}", fix="write numbers without quotes") from None
+        cls = objective_class(stage.objective.name, args)
+        for name, parameter in inspect.signature(cls).parameters.items():
+            if type(parameter.default) is int and isinstance(numbers.get(name), float):
+                raise UserError(f"args.{name} is {numbers[name]}", fix="give a whole number")
+        try:
+            get_objective(stage.objective.name, args, None, list)
+            allowed_ids(args.get("constraint_range"), model.settings["vocab_size"], torch.device("cpu"))
+        except TypeError:  # what comparing and counting raise
+            wrong = {name: value for name, value in numbers.items() if isinstance(value, str | dict)}
+            raise UserError(f"args: expected numbers, got {wrong}", fix="write numbers without quotes") from None
+    if args.get("start") is not None:
+        with at(f"{key}.args.start"):
+            resolve_model_dir(str(args["start"]))
     answers = args.get("answers")
     for task, path in (answers if isinstance(answers, Mapping) else {}).items():
         if isinstance(path, str):
