@@ -386,8 +386,9 @@ class RunConfig(Rooted):
 # Fields of `RunConfig` that say how a run is carried out, not what it learns: they may change when it is continued.
 EXECUTION = frozenset(
     {
-        *("out", "accumulation", "parallel", "device", "compile", "checkpoint_activations", "threads", "workers"),
-        *("log_every", "tensorboard", "show_every", "show", "checkpoint_every", "keep_checkpoints", "resume"),
+        *("out", "data", "accumulation", "parallel", "device", "compile", "checkpoint_activations", "threads"),
+        *("workers", "log_every", "tensorboard", "show_every", "show", "checkpoint_every", "keep_checkpoints"),
+        "resume",
     }
 )
 

@@ -29,9 +29,9 @@ from unival.log import Means, Meter, MetricsLog, console, progress
 from unival.model.modeling import UnivalForConditionalGeneration
 from unival.model.processing import UnivalProcessor
 from unival.objectives.base import Objective, get_objective
-from unival.schema import EXECUTION, RunConfig
+from unival.schema import RunConfig
 from unival.training.building import add_encoders, start
-from unival.training.check import check_progress, check_run
+from unival.training.check import check_execution, check_progress, check_run, check_same
 from unival.training.distributed import World, average_statistics, copy_full, full_state, join, sync_gradients, wrap
 from unival.training.ema import Ema, untied
 from unival.training.losses import Losses, autocast, autocast_dtype, sizes_ahead
@@ -368,12 +368,8 @@ def prepare_run_dir(run_dir: Path, config: RunConfig, fresh: bool, processes: in
         old = load_config(path, [], RunConfig)
         if old == config:
             return
-        if old.model_copy(update={name: getattr(config, name) for name in EXECUTION}) != config:
-            raise UserError(
-                "the run folder holds a run with another configuration",
-                where=str(path),
-                fix="choose another `out=...`, or start over with --fresh",
-            )
+        check_same(old, config, str(path))
+        check_execution(config, processes)
     else:
         check_run(config, processes)  # before anything is deleted or written
         if run_dir.is_dir() and fresh:

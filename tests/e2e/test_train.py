@@ -162,7 +162,7 @@ def test_a_complete_run_is_left_alone_and_another_one_refused(tmp_path: Path, un
     before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}
     train(config_of(run_dir))
     assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")} == before
-    with pytest.raises(UserError, match=r"another configuration.*--fresh"):
+    with pytest.raises(UserError, match=r"another configuration: seed was 1 and is 2 .*--fresh"):
         train(config_of(run_dir, seed=2))
     assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")} == before
 
@@ -499,6 +499,10 @@ def test_a_continued_run_may_be_carried_out_in_another_way(tmp_path: Path, unint
     run_dir = tmp_path / "run"
     shutil.copytree(uninterrupted, run_dir)
     train(config_of(run_dir, workers=1, log_every=7, accumulation=2))
+    before = (run_dir / "config.yaml").read_text()
+    with pytest.raises(UserError, match=r"3 passes \(`accumulation`\).*stages\.0\.groups\.0\.rows"):
+        train(config_of(run_dir, accumulation=3))
+    assert (run_dir / "config.yaml").read_text() == before
     with pytest.raises(UserError, match="another configuration"):
         train(config_of(run_dir, precision="bf16"))
 

@@ -12,7 +12,7 @@ from tests import tiny
 from unival.config import load_config
 from unival.errors import UserError
 from unival.schema import RunConfig
-from unival.training.check import check_run
+from unival.training.check import check_run, check_same
 from unival.yaml12 import write_yaml
 
 GROUP = "stages.0.groups.0"
@@ -257,6 +257,21 @@ def test_what_two_processes_cannot_do_is_said_before_they_begin(changes: dict[st
         check_run(RunConfig.model_validate(settings(changes)), processes=2)
     assert [part for part in expected if part not in str(caught.value)] == [], str(caught.value)
     check_run(RunConfig.model_validate(settings(changes)), processes=1)
+
+
+def test_what_changed_in_a_continued_run_is_listed_and_the_folder_of_data_may_change() -> None:
+    def run(root: str, **changes: Any) -> RunConfig:
+        evaluation = EVALUATION | {"source": {"manifest": "$data/rows.jsonl"}}
+        return RunConfig.model_validate(settings({"data": {"root": root}, "evaluations": [evaluation]} | changes))
+
+    check_same(run("data"), run("/scratch/7", threads=2), "x")
+    changes = {"seed": 2, "stages.1.optim.lr": 0.5, "tokenizer.num_codes": 8, "precision": "bf16"}
+    with pytest.raises(UserError) as caught:
+        check_same(run("data"), run("/scratch/7", **changes), "runs/a/config.yaml")
+    message = str(caught.value)
+    assert "stages.1.optim.lr was 0.01 and is 0.5, " in message
+    assert "and 2 more [runs/a/config.yaml]" in message
+    assert "data" not in message
 
 
 def test_tensorboard_is_missed_before_the_run_begins(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,8 @@ class RowSlice:
         """
         size, rest = divmod(rows, self.world * self.passes)
         if rest or not size:
-            what = f"{rows} rows a step cannot be cut into {self.world} processes x {self.passes} passes"
+            parts = f"{self.world} processes x {self.passes} passes (`accumulation`)"
+            what = f"{rows} rows a step cannot be cut into {parts}"
             raise UserError(what, fix=f"choose processes and passes whose product divides {rows}, or change `rows`")
         return size
 

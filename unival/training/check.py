@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,16 @@ from unival.model.configuration import UnivalConfig
 from unival.objectives._likelihood import allowed_ids
 from unival.objectives.base import get_objective, objective_class
 from unival.rewards import check_rewards
-from unival.schema import EvaluationConfig, GroupConfig, OptimConfig, RunConfig, SourceConfig, StageConfig, TaskEntry
+from unival.schema import (
+    EXECUTION,
+    EvaluationConfig,
+    GroupConfig,
+    OptimConfig,
+    RunConfig,
+    SourceConfig,
+    StageConfig,
+    TaskEntry,
+)
 from unival.tasks.base import Task, get_task
 from unival.training.building import refuse_unknown
 from unival.training.optim import build_optimizer, freeze
@@ -35,6 +44,7 @@ from unival.training.saving import problem_with, read_state
 from unival.training.sketch import Sketch, media_defaults, sketch
 
 MEDIA_SIZES = {"image_px": "image", "video_px": "video", "num_frames": "video"}
+MAX_CHANGES = 3  # that a refusal lists
 
 
 def check_run(config: RunConfig, processes: int = 1) -> None:
@@ -49,28 +59,69 @@ def check_run(config: RunConfig, processes: int = 1) -> None:
     Raises:
         UserError: For the first problem, with its key.
     """
-    check_out(config.out)
+    check_execution(config, processes)
     check_start(config)
-    if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        with at("tensorboard"):
-            raise no_tensorboard()
-    check_compiler(config)
     stages = sketch(config)
     check_resume(config)
     for number, (stage, model) in enumerate(zip(config.stages, stages, strict=True)):
         key = f"stages.{number}"
         for index, group in enumerate(stage.groups):
             check_group(group, model, f"{key}.groups.{index}")
-            with at(f"{key}.groups.{index}.rows"):
-                RowSlice(0, processes, config.accumulation).rows_per_pass(group.rows)
         check_objective(stage, model, f"{key}.objective")
-        check_sampling(config, stage, processes, f"{key}.objective")
-        if config.parallel.kind == "fsdp" and stage.optim.muon and processes > 1:
-            raise UserError("Muon needs whole matrices", f"{key}.optim.muon", "use parallel.kind=ddp, or optim.muon=[]")
         check_patterns(stage, model, key)
         if stage.validation is not None:
             check_evaluations(stage.validation.evaluations, model, f"{key}.validation.evaluations")
     check_evaluations(config.evaluations, stages[-1], "evaluations")
+
+
+def check_execution(config: RunConfig, processes: int) -> None:
+    """Refuse a way of carrying out a run that cannot work; it may be another one when the run is continued."""
+    check_out(config.out)
+    if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        with at("tensorboard"):
+            raise no_tensorboard()
+    check_compiler(config)
+    for number, stage in enumerate(config.stages):
+        key = f"stages.{number}"
+        for index, group in enumerate(stage.groups):
+            with at(f"{key}.groups.{index}.rows"):
+                RowSlice(0, processes, config.accumulation).rows_per_pass(group.rows)
+        check_sampling(config, stage, processes, f"{key}.objective")
+        if config.parallel.kind == "fsdp" and stage.optim.muon and processes > 1:
+            raise UserError("Muon needs whole matrices", f"{key}.optim.muon", "use parallel.kind=ddp, or optim.muon=[]")
+
+
+def check_same(old: RunConfig, new: RunConfig, where: str) -> None:
+    """Refuse to continue a run that learns something else; data may lie under another `data.root` (a staged copy)."""
+    before, after = (dict(leaves(config.model_dump(mode="json", exclude=set(EXECUTION)))) for config in (old, new))
+
+    def differs(key: str) -> bool:
+        values = before.get(key), after.get(key)
+        relative = [below(value, config.data.root) for value, config in zip(values, (old, new), strict=True)]
+        return values[0] != values[1] and relative[0] != relative[1]
+
+    changed = [
+        f"{key} was {before.get(key)!r} and is {after.get(key)!r}" for key in before | after if key and differs(key)
+    ]
+    if changed:
+        more = f", and {len(changed) - MAX_CHANGES} more" if len(changed) > MAX_CHANGES else ""
+        what = f"the run folder holds a run with another configuration: {', '.join(changed[:MAX_CHANGES])}{more}"
+        raise UserError(what, where, "choose another `out=...`, or start over with --fresh")
+
+
+def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted key of every value in a tree; what is empty is a value, too."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    if not items:
+        yield key, value
+    for name, item in items:
+        yield from leaves(item, f"{key}.{name}" if key else str(name))
+
+
+def below(value: Any, root: str) -> Any:
+    """Return a path under the root of data as it was written: `$data/...`."""
+    is_below = isinstance(value, str) and Path(value).is_relative_to(root)
+    return f"$data/{Path(value).relative_to(root)}" if is_below else value
 
 
 def check_out(out: str) -> None:
@@ -230,7 +281,8 @@ def check_objective(stage: StageConfig, model: Sketch, key: str) -> None:
 
 def check_sampling(config: RunConfig, stage: StageConfig, processes: int, key: str) -> None:
     """Refuse ways of sharing the work that an objective which samples cannot have."""
-    cls = objective_class(stage.objective.name, stage.objective.args)
+    with at(key):
+        cls = objective_class(stage.objective.name, stage.objective.args)
     if not hasattr(cls, "draw"):
         return
     normalise = stage.objective.args.get("normalise", getattr(cls, "normalise", None))
