@@ -3,9 +3,18 @@
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 EncoderName = Literal["image_encoder", "video_encoder", "audio_encoder"]
+
+
+def _part_of_a_file_name(name: str) -> str:
+    if not name or any(character in "/\\" or not character.isprintable() for character in name):
+        raise ValueError("a name becomes part of file names: no slash, no control character, not empty")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_part_of_a_file_name)]
 
 
 class Section(BaseModel):
@@ -185,7 +194,7 @@ class OptimConfig(Section):
 class StageConfig(Section):
     """A part of the curriculum with its own mixture, optimiser and schedule."""
 
-    name: str
+    name: FileName
     steps: int = Field(default=0, ge=0)
     """Optimiser updates; 0 where `epochs` says how long."""
     epochs: float | None = Field(default=None, gt=0)
@@ -224,7 +233,7 @@ class RerankConfig(Section):
 class EvaluationConfig(Section):
     """One evaluation: a task on a split."""
 
-    name: str
+    name: FileName
     task: str
     task_args: dict[str, Any] = Field(default_factory=dict)
     source: SourceConfig
@@ -242,13 +251,6 @@ class EvaluationConfig(Section):
     """Fields of `UnivalProcessor` that replace the model's, such as `{image_px: 512}` or `{num_frames: 16}`."""
     submission: str | None = None
     """Also write `submission-<name>` in the format of a benchmark: one of `unival.evaluation.submission.KINDS`."""
-
-    @field_validator("name")
-    @classmethod
-    def _name_is_part_of_a_file_name(cls, name: str) -> str:
-        if not name or any(character in "/\\" or not character.isprintable() for character in name):
-            raise ValueError("a name becomes part of file names: no slash, no control character, not empty")
-        return name
 
 
 class ValidationConfig(Section):
@@ -381,6 +383,13 @@ class RunConfig(Rooted):
     """How many checkpoints stay on disk."""
     resume: str = "auto"
     """`auto` goes on from the newest valid checkpoint of the run folder; a path starts a new run from that one."""
+
+    @model_validator(mode="after")
+    def _stages_have_names_of_their_own(self) -> "RunConfig":
+        names = [stage.name for stage in self.stages]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"two stages are called {twice!r}: logs and best models go by the name")
+        return self
 
 
 # Fields of `RunConfig` that say how a run is carried out, not what it learns: they may change when it is continued.

@@ -50,6 +50,8 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["unknown key", "did you mean 'video_encoder'?"],
     ),
     "one checkpoint only": ({"keep_checkpoints": 1}, ["keep_checkpoints", "greater than or equal to 2", "got 1"]),
+    "stage in another folder": ({"stages.0.name": "../../evil"}, ["stages.0.name", "no slash", "'../../evil'"]),
+    "two stages of a name": ({"stages.1.name": "image"}, ["two stages are called 'image'"]),
     # left out
     "no run folder": ({"out": None}, ["'out' is required"]),
     "no stages": ({"stages": None}, ["'stages' is required"]),

@@ -77,17 +77,18 @@ def test_a_copy_is_equal_is_its_own_and_draws_nothing() -> None:
 
 
 def test_only_the_best_of_a_stage_stay_on_disk(tmp_path: Path) -> None:
-    model, watch = tiny.model(), Watch(config(keep_best=1), {})
+    model, watch, stage = tiny.model(), Watch(config(keep_best=1), {}), "a[1]"  # nothing that a pattern would match
     states = {"model": untied(model)}
     for step, score in enumerate([0.1, 0.3]):
-        name = f"a-step-{step}"
+        name = f"{stage}-step-{step}"
         watch.take({"vqa/accuracy": score}, name)
         save_best(tmp_path, watch, name, states, model, tiny.processor())
-    (tmp_path / "b-step-0").mkdir()
-    save_best(tmp_path, watch, "a-step-1", states, model, tiny.processor())
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-step-1", "b-step-0"]
-    assert (tmp_path / "a-step-1" / "score.json").read_text() == '{"name": "a-step-1", "score": 0.3}'
-    assert (tmp_path / "a-step-1" / "model" / "model.safetensors").is_file()
+    for other in ("b-step-0", f"{stage}-step-x-step-0"):
+        (tmp_path / other).mkdir()
+    save_best(tmp_path, watch, f"{stage}-step-1", states, model, tiny.processor())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a[1]-step-1", "a[1]-step-x-step-0", "b-step-0"]
+    assert (tmp_path / "a[1]-step-1" / "score.json").read_text() == '{"name": "a[1]-step-1", "score": 0.3}'
+    assert (tmp_path / "a[1]-step-1" / "model" / "model.safetensors").is_file()
 
 
 def test_samples_take_tasks_in_turn() -> None:

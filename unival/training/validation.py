@@ -122,8 +122,8 @@ def save_best(
             (temporary / kind).mkdir()
             write_model(temporary / kind, model, processor, state=state)
         (temporary / "score.json").write_text(json.dumps({"name": name, "score": scores[name]}), encoding="utf-8")
-    for path in folder.glob(f"{name.rpartition('-step-')[0]}-step-*"):
-        if path.name not in scores:
+    for path in folder.iterdir():
+        if path.name.rpartition("-step-")[0] == name.rpartition("-step-")[0] and path.name not in scores:
             shutil.rmtree(path)
 
 
