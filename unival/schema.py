@@ -14,6 +14,7 @@ def _part_of_a_file_name(name: str) -> str:
     return name
 
 
+Share = Annotated[float, Field(ge=0, lt=1)]
 FileName = Annotated[str, AfterValidator(_part_of_a_file_name)]
 
 
@@ -166,7 +167,7 @@ class OptimConfig(Section):
 
     lr: float = Field(default=1e-3, gt=0)
     """Peak learning rate."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Share, Share] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     """Applied to every parameter, as in the original."""
@@ -352,7 +353,7 @@ class RunConfig(Rooted):
     """The curriculum, in order."""
     evaluations: list[EvaluationConfig] = Field(default_factory=list)
     """Run after training; results go to `evaluation.json`."""
-    seed: int = 1
+    seed: int = Field(default=1, ge=0)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """`auto` is bf16 autocast where the device has bf16 matrix units, else fp32; fp16 scales the loss."""
     ema: EmaConfig | None = None
@@ -366,7 +367,7 @@ class RunConfig(Rooted):
     """Compile the Transformer layers with `torch.compile`."""
     checkpoint_activations: bool = False
     """Compute the inside of layers again in the backward pass: less memory, a third more time."""
-    threads: int | None = None
+    threads: int | None = Field(default=None, gt=0)
     """Intra-op threads; by default all cores."""
     workers: int = Field(default=1, ge=0)
     """Processes that prepare batches."""

@@ -52,6 +52,22 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "one checkpoint only": ({"keep_checkpoints": 1}, ["keep_checkpoints", "greater than or equal to 2", "got 1"]),
     "stage in another folder": ({"stages.0.name": "../../evil"}, ["stages.0.name", "no slash", "'../../evil'"]),
     "two stages of a name": ({"stages.1.name": "image"}, ["two stages are called 'image'"]),
+    "threads": ({"threads": 0}, ["threads", "greater than 0", "got 0"]),
+    "seed": ({"seed": -1}, ["seed", "greater than or equal to 0", "got -1"]),
+    "betas": ({"stages.0.optim.betas": [0.9, 1.5]}, ["stages.0.optim.betas.1", "less than 1", "got 1.5"]),
+    "dropout": ({"model.dropout": 1.5}, ["[model]", "dropout", "1.5"]),
+    "drop path": ({"model.drop_path": 2}, ["[model]", "drop_path is 2"]),
+    "heads": ({"model.decoder_attention_heads": 3}, ["[model]", "d_model 16 is not a multiple of 3"]),
+    "no heads": ({"model.decoder_attention_heads": 0}, ["[model]", "no model can be built"]),
+    "no pixels": ({"processor.image_px": 0}, ["[processor]", "image_px is 0", "above 0"]),
+    "pictures beyond the positions": (
+        {f"{GROUP}.image_px": 2000},
+        [f"{GROUP}, image_px 2000", "a feature map of 250x250", "6x6"],
+    ),
+    "clips of an evaluation beyond the positions": (
+        {"evaluations": [EVALUATION | {"task_args": {"modality": "video"}, "processor": {"video_px": 800}}]},
+        ["evaluations.0.processor, video_px 800", "a feature map of", "6x6"],
+    ),
     # left out
     "no run folder": ({"out": None}, ["'out' is required"]),
     "no stages": ({"stages": None}, ["'stages' is required"]),

@@ -208,5 +208,11 @@ class DecoderLayer(FeedForward):
 
 
 def drop_path_rates(last: float, num: int) -> list[float]:
-    """Return `num` evenly spaced drop-path rates from 0 to `last`."""
+    """Return `num` evenly spaced drop-path rates from 0 to `last`.
+
+    Raises:
+        ValueError: If `last` is no rate.
+    """
+    if not 0.0 <= last < 1.0:
+        raise ValueError(f"drop_path is {last}, not a rate of at least 0 and below 1")
     return [last * index / max(num - 1, 1) for index in range(num)]

@@ -1,7 +1,7 @@
 """From examples to tensors and back: the tokenizer and the media transforms that belong to a checkpoint."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -34,6 +34,15 @@ RELEASED: dict[str, Any] = {
 }
 """Settings of the released models, where their files do not say otherwise; those of `configs/model/base.yaml`."""
 
+CHOICES = {
+    "video_fit": ("resize", "centre_crop"),
+    "audio_pad": ("zero", "repeat"),
+    "audio_crop": ("start", "centre", "random"),
+    "video_sampling": ("middle", "random"),
+    "video_decoder": ("av", "decord", "torchcodec"),
+}
+SIZES = {"image_px": int, "video_px": int, "num_frames": int, "sample_rate": int, "audio_seconds": int | float}
+
 
 class UnivalProcessor(ProcessorMixin):
     """Tokenizer plus the media sizes of a model; saved and loaded with it.
@@ -57,7 +66,7 @@ class UnivalProcessor(ProcessorMixin):
         video_decoder: Of `unival.data.video.load_video`.
 
     Raises:
-        UserError: If an option is none of its choices.
+        UserError: If an option is none of its choices, or a size is not positive.
     """
 
     tokenizer_class = "PreTrainedTokenizerFast"
@@ -84,11 +93,6 @@ class UnivalProcessor(ProcessorMixin):
         video_decoder: Decoder = "av",
     ) -> None:
         super().__init__(tokenizer)
-        check_choice("video_fit", video_fit, ("resize", "centre_crop"))
-        check_choice("audio_pad", audio_pad, ("zero", "repeat"))
-        check_choice("audio_crop", audio_crop, ("start", "centre", "random"))
-        check_choice("video_sampling", video_sampling, ("middle", "random"))
-        check_choice("video_decoder", video_decoder, ("av", "decord", "torchcodec"))
         self.num_bins = num_bins
         self.image_px = image_px
         self.video_px = video_px
@@ -102,6 +106,7 @@ class UnivalProcessor(ProcessorMixin):
         self.audio_int16 = audio_int16
         self.video_sampling: Literal["middle", "random"] = video_sampling
         self.video_decoder: Decoder = video_decoder
+        check_media(vars(self))
 
     def image(self, source: Any, image_px: int | None = None, out: Tensor | None = None) -> Tensor:
         """Load an image as float32 (3, image_px, image_px), normalised; by default at the processor's size.
@@ -212,10 +217,16 @@ class UnivalProcessor(ProcessorMixin):
         return Batch(inputs, target, list(examples), list(task_names), prefix, examples[0].writes_codes)
 
 
-def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Refuse a value that is none of the choices."""
-    if value not in choices:
-        raise UserError(f"{name}: {value!r} is unknown", fix=f"one of {', '.join(choices)}")
+def check_media(options: Mapping[str, Any]) -> None:
+    """Refuse a value that is none of the choices, and a size that is no positive number."""
+    for name in CHOICES.keys() & options.keys():
+        if options[name] not in CHOICES[name]:
+            raise UserError(f"{name}: {options[name]!r} is unknown", fix=f"one of {', '.join(CHOICES[name])}")
+    for name, kind in SIZES.items():
+        value = options.get(name, 1)
+        if isinstance(value, bool) or not isinstance(value, kind) or not value > 0:
+            fix = "give a whole number above 0" if kind is int else "give a number above 0"
+            raise UserError(f"{name} is {value!r}", fix=fix)
 
 
 def generator_of(source: Any) -> np.random.Generator:

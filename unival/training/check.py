@@ -24,6 +24,8 @@ from unival.evaluation.submission import KINDS
 from unival.generate import SearchOptions
 from unival.log import no_tensorboard
 from unival.model.configuration import UnivalConfig
+from unival.model.modeling import MEDIA_INPUTS, UnivalForConditionalGeneration
+from unival.model.processing import check_media
 from unival.objectives._likelihood import allowed_ids
 from unival.objectives.base import get_objective, objective_class
 from unival.rewards import check_rewards
@@ -65,13 +67,15 @@ def check_run(config: RunConfig, processes: int = 1) -> None:
     check_resume(config)
     for number, (stage, model) in enumerate(zip(config.stages, stages, strict=True)):
         key = f"stages.{number}"
+        with at("model"):
+            network = model.build()
         for index, group in enumerate(stage.groups):
-            check_group(group, model, f"{key}.groups.{index}")
+            check_group(group, model, network, f"{key}.groups.{index}")
         check_objective(stage, model, f"{key}.objective")
-        check_patterns(stage, model, key)
+        check_patterns(stage, network, key)
         if stage.validation is not None:
-            check_evaluations(stage.validation.evaluations, model, f"{key}.validation.evaluations")
-    check_evaluations(config.evaluations, stages[-1], "evaluations")
+            check_evaluations(stage.validation.evaluations, model, network, f"{key}.validation.evaluations")
+    check_evaluations(config.evaluations, stages[-1], network, "evaluations")
 
 
 def check_execution(config: RunConfig, processes: int) -> None:
@@ -208,7 +212,7 @@ def check_progress(config: RunConfig, checkpoint: Path) -> None:
         raise UserError(what, where, fix)
 
 
-def check_group(group: GroupConfig, model: Sketch, key: str) -> None:
+def check_group(group: GroupConfig, model: Sketch, network: UnivalForConditionalGeneration, key: str) -> None:
     """Refuse tasks that the model cannot learn, and sizes that nothing would use."""
     modalities: dict[str, str] = {}
     for index, entry in enumerate(group.tasks):
@@ -221,6 +225,21 @@ def check_group(group: GroupConfig, model: Sketch, key: str) -> None:
         if getattr(group, name) is not None and modality not in modalities:
             what = f"{name} is {getattr(group, name)}, but the group has no {modality}s"
             raise UserError(what, key, f"its modality is {next(iter(modalities))}: remove {name}")
+    own = {name: size for name in MEDIA_SIZES if (size := getattr(group, name)) is not None}
+    if group.buckets and "image" in modalities:
+        own["image_px"] = max(group.buckets)
+    check_fits(network, task, model.media | own, key)
+
+
+def check_fits(network: UnivalForConditionalGeneration, task: Task, media: Mapping[str, Any], key: str) -> None:
+    """Refuse pictures and clips whose feature map is larger than the position table."""
+    name, shape = "image_px", (1, 3, media["image_px"], media["image_px"])
+    if task.modality == "video":
+        name, shape = "video_px", (1, 3, media["num_frames"], media["video_px"], media["video_px"])
+    elif task.modality != "image":
+        return
+    with at(f"{key}, {name} {media[name]}"), torch.no_grad():
+        network.encoder.encode_media(**{MEDIA_INPUTS[task.modality]: torch.empty(shape, device="meta")})
 
 
 def check_task(entry: TaskEntry | EvaluationConfig, model: Sketch, key: str) -> Task:
@@ -295,10 +314,8 @@ def check_sampling(config: RunConfig, stage: StageConfig, processes: int, key: s
         raise UserError(what, "parallel.reshard", "`parallel.reshard=false`")
 
 
-def check_patterns(stage: StageConfig, model: Sketch, key: str) -> None:
-    """Refuse patterns that match no parameter, and options that no encoder takes."""
-    with at("model"):
-        network = model.build()
+def check_patterns(stage: StageConfig, network: UnivalForConditionalGeneration, key: str) -> None:
+    """Refuse patterns that match no parameter."""
     with at(key):
         freeze(network, stage)
     with at(f"{key}.optim"):
@@ -306,7 +323,9 @@ def check_patterns(stage: StageConfig, model: Sketch, key: str) -> None:
         build_optimizer(network, OptimConfig.model_validate(options))
 
 
-def check_evaluations(evaluations: Iterable[EvaluationConfig], model: Sketch, key: str) -> None:
+def check_evaluations(
+    evaluations: Iterable[EvaluationConfig], model: Sketch, network: UnivalForConditionalGeneration, key: str
+) -> None:
     """Refuse evaluations that cannot run, or whose results would overwrite each other."""
     names: set[str] = set()
     for index, evaluation in enumerate(evaluations):
@@ -314,11 +333,13 @@ def check_evaluations(evaluations: Iterable[EvaluationConfig], model: Sketch, ke
         if evaluation.name in names:
             raise UserError(f"the name {evaluation.name!r} is taken", f"{place}.name", "give each evaluation its own")
         names.add(evaluation.name)
-        check_task(evaluation, model, place)
+        task = check_task(evaluation, model, place)
         with at(f"{place}.search"):
             check_search(evaluation.search)
         with at(f"{place}.processor"):
             refuse_unknown("processor", evaluation.processor, media_defaults())
+            check_media(evaluation.processor)
+        check_fits(network, task, model.media | evaluation.processor, f"{place}.processor")
         with at(f"{place}.submission"):
             if evaluation.submission is not None and evaluation.submission not in KINDS:
                 what = f"unknown submission format {evaluation.submission!r}"

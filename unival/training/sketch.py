@@ -12,7 +12,7 @@ from unival.config_problem import at
 from unival.errors import UserError, did_you_mean
 from unival.model.configuration import UnivalConfig
 from unival.model.modeling import UnivalForConditionalGeneration
-from unival.model.processing import UnivalProcessor
+from unival.model.processing import UnivalProcessor, check_media
 from unival.schema import RunConfig
 from unival.training.building import check_options, refuse_unknown
 
@@ -34,9 +34,19 @@ class Sketch:
     media: dict[str, Any]
 
     def build(self) -> UnivalForConditionalGeneration:
-        """Return the model on the meta device: names and shapes, no values."""
-        with torch.device("meta"), quiet_transformers():
-            return UnivalForConditionalGeneration(UnivalConfig.from_dict(dict(self.settings)))
+        """Return the model on the meta device: names and shapes, no values.
+
+        Raises:
+            UserError: If an option has a value that no model can have.
+        """
+        try:
+            with torch.device("meta"), quiet_transformers():
+                return UnivalForConditionalGeneration(UnivalConfig.from_dict(dict(self.settings)))
+        except UserError:
+            raise
+        except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:  # what torch says of wrong sizes
+            what = f"no model can be built from these options: {error}"
+            raise UserError(what, fix="`unival.model.configuration` says what each is") from None
 
     def has(self, modality: str) -> bool:
         """Say whether the model can be shown this modality."""
@@ -53,6 +63,7 @@ def sketch(config: RunConfig) -> list[Sketch]:
     """
     with at("processor"):
         refuse_unknown("processor", config.processor, media_defaults())
+        check_media(config.processor)
     settings, media = _from_init(config) if config.init is not None else _from_scratch(config)
     stages = []
     for number, stage in enumerate(config.stages):
