@@ -318,6 +318,13 @@ def test_another_architecture_is_refused_with_its_names(tmp_path: Path, change: 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.pt"]
 
 
+@pytest.mark.parametrize("name", ["num_bins", "code_dict_size"])
+def test_a_vocabulary_beyond_the_embedding_is_refused(tmp_path: Path, name: str) -> None:
+    cfg = {"model": SETTINGS | {name: 3_000_000}}
+    with pytest.raises(UserError, match=r"3000000 .*do not fit into an embedding of \d+ rows .*x\.pt"):
+        convert(save(tmp_path / "x.pt", contents(state_of(build()), cfg=cfg)), tmp_path / "folder")
+
+
 def test_a_table_of_another_size_costs_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The table of 60,000 text positions has 29 GB, those positions themselves 4 MB of a file."""
     state = state_of(build())

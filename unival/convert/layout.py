@@ -247,6 +247,8 @@ def _vocabulary(size: int, settings: Settings) -> dict[str, int]:
     """Split the vocabulary in words, image codes and position bins; a file without settings is one of full size."""
     bins = _number(settings, "num_bins", 1000)
     codes = _number(settings, "code_dict_size", max(size - BART_WORDS - bins, 0))
+    if codes + bins >= size and not settings.keys().isdisjoint(("num_bins", "code_dict_size")):
+        raise ValueError(f"{codes} image codes and {bins} bins do not fit into an embedding of {size} rows")
     return {"vocab_size": size, "num_codes": codes, "num_bins": bins}
 
 
