@@ -40,6 +40,12 @@ def resolve_model_dir(path: str | Path) -> Path:
             f"no such model folder: {path}",
             fix=f"give a folder written by `unival train`, or a built-in model: {', '.join(BUILT_IN)}",
         )
+    if (folder / "model.safetensors.index.json").is_file() and not (folder / "model.safetensors").is_file():
+        raise UserError(
+            "the weights are in several files; one is expected, model.safetensors",
+            where=str(folder),
+            fix='save it with save_pretrained(..., max_shard_size="1TB")',
+        )
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise UserError(
@@ -58,6 +64,12 @@ def load_model(path: str | Path) -> tuple[UnivalForConditionalGeneration, Unival
     """
     folder = resolve_model_dir(path)
     read_config(folder)
+    if not (folder / "tokenizer.json").is_file():
+        raise UserError(
+            "the folder has no tokenizer: tokenizer.json is missing",
+            where=str(folder),
+            fix="copy it again; a file of the original gets one with: unival convert FILE.pt FOLDER --tokenizer DIR",
+        )
     try:
         with quiet_transformers():
             # A pair because of `output_loading_info`, which the annotation leaves out.

@@ -58,6 +58,12 @@ def current_umask() -> int:
     return umask
 
 
+def test_a_folder_of_several_files_of_weights_is_named_as_one(tmp_path: Path) -> None:
+    tiny.model().save_pretrained(tmp_path / "model", max_shard_size="50KB")
+    with pytest.raises(UserError, match=r"several files.*max_shard_size"):
+        resolve_model_dir(tmp_path / "model")
+
+
 def test_transformers_loads_the_folder_by_itself(saved: Path) -> None:
     model = UnivalForConditionalGeneration.from_pretrained(saved)
     assert torch.equal(model.encoder.layer_norm.weight, tiny.model().encoder.layer_norm.weight)
@@ -147,7 +153,7 @@ def change(folder: Path, case: str) -> None:
         ("truncated", "unreadable model"),
         ("text", "unreadable model"),
         *((case, row[-1]) for case, row in (FILES | SETTINGS).items()),
-        ("no tokenizer", "unreadable model"),
+        ("no tokenizer", "no tokenizer: tokenizer.json is missing"),
     ],
 )
 def test_an_incomplete_model_is_refused_with_the_reason(

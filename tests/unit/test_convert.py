@@ -374,6 +374,18 @@ def test_a_model_trained_here_goes_out_and_comes_back(tmp_path: Path) -> None:
     assert (processor.num_frames, processor.image_px, processor.num_bins) == (4, 24, tiny.NUM_BINS)
 
 
+def test_a_folder_without_a_tokenizer_says_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    convert(save(tmp_path / "x.pt", contents(state_of(build()))), tmp_path / "folder")
+    with pytest.raises(UserError, match=r"no tokenizer.*unival convert .* --tokenizer DIR"):
+        load_model(tmp_path / "folder")
+    card = (tmp_path / "folder" / "README.md").read_text(encoding="utf-8")
+    code = card.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(code, found)
+    assert isinstance(found["model"], UnivalForConditionalGeneration)
+
+
 def test_a_tokenizer_of_another_size_is_refused(tmp_path: Path) -> None:
     save_model(tmp_path / "own", tiny.model(), tiny.processor())
     state = state_of(build(vocab_size=len(tiny.processor().tokenizer) + 1))

@@ -38,9 +38,7 @@ UnIVAL (arXiv 2307.16184) with {millions:.1f} M parameters and encoders for {med
 original file, bit for bit; nothing was trained or rounded here.
 
 ```python
-from unival.checkpoint import load_model
-
-model, processor = load_model("{folder}")
+{usage}
 ```
 
 | provenance | |
@@ -54,6 +52,14 @@ model, processor = load_model("{folder}")
 `unival convert {folder} {stem}.pt --to fairseq` writes the original's format again. `{record}` keeps what this folder
 does not need otherwise: the stored configuration and the order of the tensors.
 {notes}"""
+
+WITH_TOKENIZER = """from unival.checkpoint import load_model
+
+model, processor = load_model("{folder}")"""
+WITHOUT_TOKENIZER = """from unival.model.modeling import UnivalForConditionalGeneration
+
+# `unival convert ... --tokenizer DIR` writes a folder with a tokenizer, which unival.checkpoint.load_model needs.
+model = UnivalForConditionalGeneration.from_pretrained("{folder}")"""
 
 
 def write_folder(original: Original, folder: Path, tokenizer: str | None) -> dict[str, Any]:
@@ -90,7 +96,8 @@ def write_folder(original: Original, folder: Path, tokenizer: str | None) -> dic
             record["embedding"] = _fingerprint(original.tensors[EMBEDDING])
         (temporary / RECORD).write_text(json.dumps(record, indent=0) + "\n", encoding="utf-8")
         files = {path.name: digest(path) for path in sorted(temporary.iterdir())}
-        card = _card(original, folder.name, sum(parameters.values()), files)
+        usage = WITHOUT_TOKENIZER if processor is None else WITH_TOKENIZER
+        card = _card(original, folder.name, usage, sum(parameters.values()), files)
         (temporary / "README.md").write_text(card, encoding="utf-8")
     return {"parameters": sum(parameters.values()), "files": files, "has_tokenizer": processor is not None}
 
@@ -153,7 +160,7 @@ def _positive(value: Any, default: int) -> int:
     return value if isinstance(value, int) and value > 0 else default
 
 
-def _card(original: Original, folder: str, parameters: int, files: Mapping[str, Mapping[str, Any]]) -> str:
+def _card(original: Original, folder: str, usage: str, parameters: int, files: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the model card; strings from the file pass a filter, as they end in Markdown and on terminals."""
     settings, record, source = original.settings, original.record, original.source
     media = [kind for kind in ("image", "video", "audio") if getattr(original.config, f"{kind}_encoder") is not None]
@@ -174,6 +181,7 @@ def _card(original: Original, folder: str, parameters: int, files: Mapping[str, 
     return CARD.format(
         file=_safe(source["file"]),
         folder=_safe(folder),
+        usage=usage.format(folder=_safe(folder)),
         stem=_safe(Path(source["file"]).stem),
         millions=parameters / 1e6,
         media=", ".join(media) or "text only",
