@@ -217,8 +217,15 @@ def test_averaged_weights_are_taken_when_asked_for(tmp_path: Path) -> None:
     raw, averaged = state_of(build()), state_of(build(seed=1))
     extra = {"ema": averaged, "ema_fp32_params": averaged}
     source = save(tmp_path / "x.pt", contents(raw, extra_state=extra))
-    assert convert(source, tmp_path / "raw")["source"]["weights"] == "raw"
-    assert convert(source, tmp_path / "ema", is_ema=True)["source"]["weights"] == "EMA"
+    raw_summary = convert(source, tmp_path / "raw")
+    ema_summary = convert(source, tmp_path / "ema", is_ema=True)
+    assert (raw_summary["source"]["weights"], ema_summary["source"]["weights"]) == ("raw", "EMA")
+    for summary, left_out in (
+        (raw_summary, "averaged weights, which --ema converts, the optimizer's state"),
+        (convert(source, tmp_path / "again.pt", to="fairseq"), "averaged weights, which --ema converts"),
+        (ema_summary, "raw weights, which are converted without --ema, the optimizer's state"),
+    ):
+        assert sum(f"left out of what the file holds: {left_out}" in note for note in summary["notes"]) == 1
     for folder, state in (("raw", raw), ("ema", averaged)):
         assert torch.equal(load_file(tmp_path / folder / "model.safetensors")[EMBEDDING], state[EMBEDDING])
     with pytest.raises(UserError, match="no averaged weights"):

@@ -111,6 +111,14 @@ def read_original(path: Path, is_ema: bool = False) -> Original:
         original.notes.append(
             "trained without --disable-entangle: this model computes something else than the original"
         )
+    extra = tree.get("extra_state")
+    others = {
+        "averaged weights, which --ema converts": not is_ema and isinstance(extra, dict) and bool(extra.get("ema")),
+        "raw weights, which are converted without --ema": is_ema,
+        "the optimizer's state": bool(tree.get("last_optimizer_state")),
+    }
+    if any(others.values()):
+        original.notes.append(f"left out of what the file holds: {', '.join(name for name in others if others[name])}")
     if config.image_encoder is None and config.video_encoder is None and config.audio_encoder is None:
         original.notes.append("no encoder of pictures, clips or sound: a model for text only")
     return original
