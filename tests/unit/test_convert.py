@@ -277,6 +277,16 @@ def test_a_configuration_without_groups_goes_back(tmp_path: Path) -> None:
     assert load_unsafely(tmp_path / "back.pt")["cfg"]["task"]["_name"] == "caption"
 
 
+def test_copies_that_differ_in_the_sign_of_zero_go_back_bit_for_bit(tmp_path: Path) -> None:
+    state = state_of(build())
+    state[EMBEDDING] = state[EMBEDDING].clone()
+    state[EMBEDDING][1], state[TIED[2]][1] = 0.0, -0.0
+    convert(save(tmp_path / "x.pt", contents(state)), tmp_path / "folder")
+    convert(tmp_path / "folder", tmp_path / "back.pt", to="fairseq")
+    back = load_unsafely(tmp_path / "back.pt")["model"]
+    assert all(torch.equal(back[name].view(torch.int32), state[name].view(torch.int32)) for name in TIED)
+
+
 def test_an_embedding_that_was_trained_on_is_written_in_place_of_old_copies(tmp_path: Path) -> None:
     state = state_of(build())
     state[TIED[1]] = state[TIED[1]] + 1
@@ -301,14 +311,15 @@ def test_an_embedding_that_was_trained_on_is_written_in_place_of_old_copies(tmp_
         (lambda state: state.update({"other.version": torch.zeros(1)}), "unknown: other.version"),
         (lambda state: state.update({"encoder.layers.0.self_attn.q_norm.weight": torch.zeros(3)}), "qk-norm"),
         (lambda state: state.update({"encoder.layers.0.w_resid": torch.zeros(3)}), "scale-resids"),
-        (lambda state: state.update({"encoder.type_embedding.weight": torch.zeros(4, 16)}), "add-mm-type"),
+        (lambda state: state.update({"encoder.type_embedding.weight": torch.zeros(4, 16)}), r"add-mm-type.*x\.pt"),
+        (lambda state: state.update({"encoder.layers.0.self_attn.c_attn": torch.zeros(())}), "has too few axes"),
         (lambda state: [state.pop(name) for name in TIED], "not the weights of a UnIVAL"),
         (
-            lambda state: state.update(dict.fromkeys(TIED, torch.zeros(5, 7))),
+            lambda state: state.update(dict.fromkeys(TIED, torch.zeros(50, 7))),
             "no UnIVAL model has these sizes: d_model 7",
         ),
-        (lambda state: state.update(dict.fromkeys(TIED, torch.zeros(0, 16))), "no UnIVAL model has these sizes"),
-        (lambda state: state.update(dict.fromkeys(TIED, torch.zeros(9))), "not the weights of a UnIVAL"),
+        (lambda state: state.update(dict.fromkeys(TIED, torch.zeros(0, 16))), "into an embedding of 0 rows"),
+        (lambda state: state.update(dict.fromkeys(TIED, torch.zeros(9))), "has too few axes"),
         (lambda state: state.update({"decoder.image_position_idx": torch.zeros(3)}), "not the weights of a UnIVAL"),
         (
             lambda state: state.update({"encoder.layers.999999999.fc1.weight": torch.zeros(1)}),

@@ -169,17 +169,19 @@ def infer_config(shapes: Mapping[str, Shape], settings: Settings, where: str) ->
             raise UserError(f"the model was trained with {option}, which is not supported", where=where)
     try:
         return UnivalConfig(
-            **_transformer(shapes, settings, embedding),
+            **_transformer(shapes, settings, embedding, where),
             **_vocabulary(embedding[0], settings),
             **_tuning(shapes),
             image_encoder=_image_encoder(shapes, settings),
             video_encoder=_video_encoder(shapes),
             audio_encoder=_audio_encoder(shapes, settings),
         )
-    except LookupError as error:
-        raise UserError(f"not the weights of a UnIVAL model: {error} is missing", where=where) from None
     except UserError:
         raise
+    except KeyError as error:
+        raise UserError(f"not the weights of a UnIVAL model: {error} is missing", where=where) from None
+    except IndexError:
+        raise UserError("not the weights of a UnIVAL model: a tensor has too few axes", where=where) from None
     except (ArithmeticError, ValueError) as error:
         raise UserError(f"not the weights of a UnIVAL model: {error}", where=where) from None
 
@@ -218,11 +220,12 @@ def _count(shapes: Mapping[str, Shape], prefix: str) -> int:
     return len({match[1] for name in shapes if (match := pattern.match(name))})
 
 
-def _transformer(shapes: Mapping[str, Shape], settings: Settings, embedding: Shape) -> dict[str, Any]:
+def _transformer(shapes: Mapping[str, Shape], settings: Settings, embedding: Shape, where: str) -> dict[str, Any]:
     positions_idx = shapes.get("decoder.image_position_idx")
     side = math.isqrt(positions_idx[0] - FILLER_POSITIONS - 1) if positions_idx else 0
     if shapes["encoder.type_embedding.weight"][0] != 2:
-        raise UserError("the model was trained with add-mm-type-embedding, which is not supported")  # 4 rows
+        option = "add-mm-type-embedding"  # it has 4 rows
+        raise UserError(f"the model was trained with {option}, which is not supported", where=where)
     return {
         "d_model": embedding[1],
         "encoder_layers": _count(shapes, "encoder.layers"),

@@ -176,9 +176,11 @@ def _take_tensors(original: Original, stored: Mapping[str, StoredTensor], unexpe
 
 
 def _is_same(one: StoredTensor, other: StoredTensor) -> bool:
+    """Compare bytes: 0.0 and -0.0 are equal numbers, and a NaN is none."""
     if one.storage is other.storage and (one.offset, one.stride) == (other.offset, other.stride):
         return True
-    return torch.equal(one.load(), other.load())
+    bits = [stored.load().contiguous().view(torch.uint8) for stored in (one, other)]
+    return one.dtype == other.dtype and torch.equal(*bits)
 
 
 def write_original(original: Original, path: Path) -> None:
