@@ -8,8 +8,10 @@ import torch
 from torch.nn import functional as F
 
 from tests import tiny
+from unival.batch import Modality
 from unival.checkpoint import load_model, save_model
 from unival.errors import UserError
+from unival.generate import score_answers
 from unival.model.layers import Attention, EncoderLayer
 from unival.model.modeling import UnivalForConditionalGeneration
 from unival.model.tuning import Adapter, LowRankLinear, PrefixEncoder, TwinAdapter
@@ -180,6 +182,60 @@ def test_lora_trains_merges_and_changes_every_path(tmp_path: Path) -> None:
     merged = again.merge_and_unload()
     torch.testing.assert_close(logits(merged), tuned, atol=1e-4, rtol=1e-4)
     assert torch.equal(merged.generate(input_ids=PROMPT, **options), found)
+
+
+@pytest.mark.parametrize(
+    ("table", "modality", "codes"),
+    [
+        ("encoder.embed_positions", "text", False),
+        ("encoder.type_embedding", "text", False),
+        ("encoder.embed_image_positions", "image", False),
+        ("encoder.embed_video_positions", "video", False),
+        ("encoder.embed_audio_positions", "audio", False),
+        ("encoder.token_rel_pos_table_list.0", "text", False),
+        ("encoder.image_rel_pos_table_list.1", "image", False),
+        ("encoder.encoder_prompt_encoder.embedding", "text", False),
+        ("decoder.embed_positions", "text", False),
+        ("decoder.token_rel_pos_table_list.1", "text", False),
+        ("decoder.embed_image_positions", "text", True),
+        ("decoder.image_rel_pos_table_list.0", "text", True),
+    ],
+)
+def test_an_embedding_that_is_wrapped_is_called(table: str, modality: Modality, codes: bool) -> None:
+    """As PEFT does: its LoRA and `modules_to_save` put a module around the one it changes."""
+    inputs = {"input_ids": PROMPT, "decoder_input_ids": PREFIX, "writes_codes": codes, **tiny.media(modality, 2)}
+    model = tiny.build_model(encoder_prompt_length=2)
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        model.set_submodule(table, Shifted(model.get_submodule(table)))
+        assert (model(**inputs).logits - expected).abs().max() > 1e-3
+
+
+class Shifted(torch.nn.Module):
+    """An embedding with something added to what it returns, and the weight of the one inside."""
+
+    def __init__(self, base: torch.nn.Module) -> None:
+        super().__init__()
+        self.base, self.weight = base, base.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.base(ids) + torch.linspace(-1.0, 1.0, self.weight.numel()).view_as(self.weight)[ids].sin()
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_lora_on_tables_and_projection_acts_in_forward_search_and_scores() -> None:
+    peft = pytest.importorskip("peft")
+    names = ["embed_positions", "embed_image_positions", "type_embedding", "output_projection"]
+    names += ["token_rel_pos_table_list.0", "image_rel_pos_table_list.0"]
+    config = peft.LoraConfig(r=2, target_modules=names, init_lora_weights=False)
+    model = peft.get_peft_model(tiny.build_model(), config).eval()
+    logits(model).square().sum().backward()
+    used = {n for n, p in model.named_parameters() if "lora_" in n and p.grad is not None and p.grad.any()}
+    for part in ("encoder.embed_positions", "encoder.embed_image_positions", "encoder.type_embedding", "encoder.token_rel", "encoder.image_rel", "decoder.embed_positions", "decoder.token_rel"):  # fmt: skip  # noqa: E501
+        assert any(part in name for name in used), part
+    inputs = {"input_ids": PROMPT, **tiny.media("image", 2)}
+    first = model(**inputs, decoder_input_ids=torch.zeros(2, 1, dtype=torch.long)).logits[:, 0, [40, 41]]
+    torch.testing.assert_close(score_answers(model, inputs, [[40], [41]]), first.log_softmax(-1), atol=1e-5, rtol=1e-5)
 
 
 def test_low_rank_updates_are_small_matrices_beside_the_queries_and_values() -> None:

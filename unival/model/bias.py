@@ -15,6 +15,7 @@ from transformers import initialization as init
 from unival.errors import UserError
 from unival.model import positions
 from unival.model.configuration import UnivalConfig
+from unival.model.tuning import all_rows
 
 
 class PositionBias(nn.Module):
@@ -63,7 +64,7 @@ class PositionBias(nn.Module):
         limit = self.config.max_text_positions
         if length > limit:
             raise UserError(f"{length} text tokens exceed max_text_positions = {limit}", fix="shorten the text")
-        return self.pos_ln(self.embed_positions.weight[:length])
+        return self.pos_ln(all_rows(self.embed_positions)[:length])
 
     def absolute_bias(self, query: Tensor, key: Tensor, q_linear: nn.Linear, k_linear: nn.Linear) -> Tensor:
         """Return content-free logits (B, H, T, S) of query positions (B, T, D) and key positions (B, S, D).
@@ -92,11 +93,11 @@ class PositionBias(nn.Module):
 
     def text_table(self, layer: int) -> Tensor:
         """Return the relative text table (text buckets, H) of a layer."""
-        return self.token_rel_pos_table_list.get_parameter(f"{layer}.weight")
+        return all_rows(self.token_rel_pos_table_list[layer])
 
     def image_table(self, layer: int) -> Tensor:
         """Return the relative 2-D table (image buckets, H) of a layer."""
-        return self.image_rel_pos_table_list.get_parameter(f"{layer}.weight")
+        return all_rows(self.image_rel_pos_table_list[layer])
 
 
 def relative_bias(table: Tensor, buckets: Tensor) -> Tensor:

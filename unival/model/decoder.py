@@ -12,7 +12,7 @@ from unival.model.configuration import UnivalConfig
 from unival.model.encoder import UnivalEncoderOutput
 from unival.model.layers import DecoderLayer, drop_path_rates
 from unival.model.linear import Linear
-from unival.model.tuning import Adapter, PrefixEncoder
+from unival.model.tuning import Adapter, PrefixEncoder, all_rows
 
 
 class UnivalDecoder(PositionBias):
@@ -79,7 +79,7 @@ class UnivalDecoder(PositionBias):
         x = self.dropout(norm(self.embed_tokens(input_ids)))
         if writes_codes:
             ids = positions.code_ids(length, self.config.code_image_size, self.config.image_bucket_size, x.device)
-            position, table = self.image_pos_ln(self.embed_image_positions.weight[ids]), self.image_table
+            position, table = self.image_pos_ln(all_rows(self.embed_image_positions)[ids]), self.image_table
             buckets = self.image_buckets(ids[start:], ids)
         else:
             position, table = self.text_position_embeddings(length), self.text_table

@@ -19,7 +19,7 @@ from unival.model.bias import PositionBias, mask_bias, relative_bias
 from unival.model.configuration import UnivalConfig
 from unival.model.image import build_image_encoder, image_features
 from unival.model.layers import EncoderLayer, drop_path_rates
-from unival.model.tuning import Adapter, PrefixEncoder, TwinAdapter
+from unival.model.tuning import Adapter, PrefixEncoder, TwinAdapter, all_rows
 from unival.model.video import ResNeXt3D
 
 MEDIA_INPUTS = {"image": "pixel_values", "video": "pixel_values_videos", "audio": "input_values"}
@@ -157,26 +157,26 @@ class UnivalEncoder(PositionBias):
         if modality == "image":
             features = image_features(self.embed_images, media)
             ids = positions.grid_ids(1, features.shape[2], features.shape[3], grid, device)
-            table, projection = self.embed_image_positions, self.image_proj
+            table, projection = all_rows(self.embed_image_positions), self.image_proj
         elif modality == "video":
             features = self.embed_videos(media.contiguous(memory_format=torch.channels_last_3d))
             ids = positions.grid_ids(features.shape[2], features.shape[3], features.shape[4], grid, device)
-            table, projection = self.embed_video_positions, self.video_proj
+            table, projection = all_rows(self.embed_video_positions), self.video_proj
         else:
             features = self.embed_audios(media)
             ids = positions.audio_ids(features.shape[2] * features.shape[3], grid, device)
-            table, projection = self.embed_audio_positions, self.audio_proj
-        position = table.weight[ids]
+            table, projection = all_rows(self.embed_audio_positions), self.audio_proj
+        position = table[ids]
         side = self.config.orig_patch_image_size // 16
         if self.config.interpolate_position and modality == "image" and len(ids) > side * side:
-            position = positions.resized_grid(table.weight, features.shape[2], features.shape[3], side, grid)
+            position = positions.resized_grid(table, features.shape[2], features.shape[3], side, grid)
         features = features.flatten(2).transpose(1, 2)  # N P C
         if self.config.sample_patch_num is not None and self.config.sample_patch_num < len(ids):
             kept = positions.draw_tokens(len(features), len(ids), self.config.sample_patch_num)
             kept = kept.to(features.device)
             ids, position = ids[kept], position[kept]
             features = features.take_along_dim(kept[..., None], 1)
-        tokens = self.patch_layernorm_embedding(projection(features) + self.type_embedding.weight[1])
+        tokens = self.patch_layernorm_embedding(projection(features) + all_rows(self.type_embedding)[1])
         return MediaTokens(tokens, self.image_pos_ln(position), ids)
 
     def forward(
@@ -204,7 +204,7 @@ class UnivalEncoder(PositionBias):
             others: See `refuse`.
         """
         refuse(others, self.forward)
-        text = self.embed_tokens(input_ids) + self.type_embedding.weight[0]
+        text = self.embed_tokens(input_ids) + all_rows(self.type_embedding)[0]
         x = self.dropout(self.layernorm_embedding(text))
         mask = input_ids.ne(self.config.pad_token_id) if attention_mask is None else attention_mask.bool()
         position = self.text_position_embeddings(input_ids.shape[1])[None]  # 1 L D

@@ -7,6 +7,7 @@ Shapes: B rows, S tokens, D width, H heads, K head width, N prefix length.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +69,12 @@ def add_low_rank(model: nn.Module, rank: int, alpha: float) -> None:
                 setattr(module, name, LowRankLinear(linear.in_features, linear.out_features, rank, alpha))
 
 
+def all_rows(embedding: nn.Module) -> Tensor:
+    """Return every row of an embedding: its weight, or what it computes where PEFT has put something beside it."""
+    weight = cast(Tensor, embedding.weight)
+    return weight if type(embedding) is nn.Embedding else embedding(torch.arange(len(weight), device=weight.device))
+
+
 class PrefixEncoder(nn.Module):
     """Learned keys and values for every layer (Li and Liang 2021), free or through a two-layer network.
 
@@ -88,6 +95,7 @@ class PrefixEncoder(nn.Module):
 
     def forward(self) -> Sequence[Prefix]:
         """Return the prefix of each layer."""
-        x = self.embedding.weight if self.trans is None else self.trans(self.embedding.weight)
+        x = all_rows(self.embedding)
+        x = x if self.trans is None else self.trans(x)
         x = F.dropout(x, PREFIX_DROPOUT, self.training).unflatten(-1, self.shape)  # N layers 2 H K
         return [(layer[:1], layer[1:]) for layer in x.permute(1, 2, 3, 0, 4)]
