@@ -1,5 +1,6 @@
 """Files that appear whole or not at all: written under a temporary name beside the target, then renamed."""
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ def replacing(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
         mode: "w" or "wb".
     """
     target = Path(path)
+    if target.is_dir():  # before hours are spent on what cannot take its place
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     is_text = "b" not in mode

@@ -60,7 +60,8 @@ def run_cli(app: Callable[..., object], argv: Sequence[str] | None = None) -> No
     """Run a typer application and turn a `UserError` into one to three lines on stderr and exit code 2.
 
     `--debug` is accepted anywhere on the command line (before a bare `--`) and lets the traceback through.
-    Any other exception is a defect of ours and always shows its traceback.
+    So does a file that the system refuses: a full disk, a name that is too long, a folder that cannot be written. Any
+    other exception is a defect of ours and always shows its traceback.
 
     Args:
         app: Called as `app(args=[...])`, as a `typer.Typer` is.
@@ -72,12 +73,20 @@ def run_cli(app: Callable[..., object], argv: Sequence[str] | None = None) -> No
     rest = arguments[len(options) :]
     try:
         app(args=[argument for argument in options if argument != "--debug"] + rest)
-    except UserError as error:
-        if is_debug:
+    except (UserError, OSError) as raised:
+        is_ours = not isinstance(raised, UserError) and raised.filename is None
+        if is_debug or is_ours:
             raise
+        error = raised if isinstance(raised, UserError) else refused_file(raised)
         print("\n".join(error.lines()), file=sys.stderr)
         sys.exit(2)
     sys.exit(0)
+
+
+def refused_file(error: OSError) -> UserError:
+    """Say in a line which file the system refuses."""
+    fix = "check its name, the space on the disk and what you may read and write; --debug shows who wanted it"
+    return UserError(f"a file cannot be read or written: {error.strerror or error}", str(error.filename), fix)
 
 
 def _one_line(text: str) -> str:

@@ -79,6 +79,21 @@ def test_debug_lets_the_traceback_through(argv: list[str]) -> None:
         run_cli(make_app(UserError("bad key")), argv)
 
 
+NO_SPACE = OSError(28, "No space left on device", "/disk/model.safetensors")
+
+
+def test_a_file_that_the_system_refuses_is_named_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(make_app(NO_SPACE), []) == 2
+    error, where, fix = capsys.readouterr().err.splitlines()
+    assert error.endswith("No space left on device")
+    assert where == "  where: /disk/model.safetensors"
+    assert "--debug" in fix
+    with pytest.raises(OSError, match="No space"):
+        run_cli(make_app(NO_SPACE), ["--debug"])
+    with pytest.raises(OSError, match="no file"):
+        run_cli(make_app(OSError("about no file")), [])
+
+
 def test_another_exception_is_a_defect_and_is_not_hidden() -> None:
     with pytest.raises(ZeroDivisionError):
         run_cli(make_app(ZeroDivisionError()), [])
