@@ -52,7 +52,10 @@ def test_pairing_sees_what_separate_intervals_cannot(tmp_path: Path) -> None:
         ("", "no scores"),
         ("{", r"not a JSON line.*b.jsonl:1"),
         ('{"uid": "1"}', "needs `uid` and `scores`"),
+        ("[" * 100_000, r"not a JSON line.*b.jsonl:1"),
+        ('{"uid": ' + "9" * 5000 + "}", r"not a JSON line.*b.jsonl:1"),
         ('{"uid": "1", "scores": {"accuracy": NaN}}', "no finite number"),
+        ('{"uid": "1", "scores": {"accuracy": ' + "9" * 400 + "}}", "no finite number"),
         ('{"uid": "1", "scores": {"accuracy": 1}}\n{"uid": "1", "scores": {"accuracy": 1}}', r"twice.*b.jsonl:2"),
         ('{"uid": "1", "scores": {"accuracy": 1}}\n{"uid": "2", "scores": {"iou": 1}}', "the first one accuracy"),
         ('{"uid": "9", "scores": {"accuracy": 1}}', "1 of 1 samples .*are not in"),
@@ -64,6 +67,8 @@ def test_files_that_cannot_be_compared_are_refused(text: str, message: str, tmp_
     (tmp_path / "b.jsonl").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=message):
         compare_predictions(first, tmp_path / "b.jsonl")
+    with pytest.raises(UserError, match="cannot be read"):
+        compare_predictions(first, tmp_path / "b.jsonl" / "below a file")
 
 
 def test_the_command_prints_a_table_or_json(tmp_path: Path) -> None:

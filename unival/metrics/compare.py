@@ -4,6 +4,7 @@ A file has a JSON object per line with `uid`, `prediction` and `scores`, as `uni
 """
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -81,7 +82,9 @@ def _read(path: Path) -> _File:
         lines = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
         raise UserError(f"no such file: {path}", fix=_FIX) from None
-    except (UnicodeDecodeError, IsADirectoryError):
+    except OSError as error:
+        raise UserError(f"the file cannot be read: {error.strerror}", where=str(path), fix=_FIX) from None
+    except UnicodeDecodeError:
         raise UserError("not a text file", where=str(path), fix=_FIX) from None
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -107,10 +110,12 @@ def _parse(line: str, where: str) -> Mapping[str, Any]:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise UserError(f"not a JSON line: {error.msg}", where=f"{where}:{error.colno}", fix=_FIX) from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets in brackets
+        raise UserError(f"not a JSON line: {error}", where=where, fix=_FIX) from None
     scores = row.get("scores") if isinstance(row, dict) else None
     if not isinstance(scores, dict) or "uid" not in row:
         raise UserError("a row needs `uid` and `scores`", where=where, fix=_FIX)
-    if not all(isinstance(value, int | float) and np.isfinite(value) for value in scores.values()):
+    if not all(isinstance(value, int | float) and abs(value) <= sys.float_info.max for value in scores.values()):
         raise UserError("a score is no finite number", where=where, fix=_FIX)
     return row
 
