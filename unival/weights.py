@@ -45,15 +45,17 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if path.is_dir():
         found = [path / name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).is_file()]
         if not found:
-            raise UserError("no model.safetensors and no pytorch_model.bin in this folder", where=str(path))
+            what = "no model.safetensors and no pytorch_model.bin in this folder"
+            raise UserError(what, where=str(path), fix="give the folder or the file that holds the weights")
         path = found[0]
     if not path.is_file():
-        raise UserError("no such file", where=str(path))
+        raise UserError("no such file", where=str(path), fix="check the path; nothing is downloaded")
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
         except (SafetensorError, OSError) as error:
-            raise UserError(f"truncated or corrupt weights: {error}", where=str(path)) from None
+            fix = "copy or download it again"
+            raise UserError(f"truncated or corrupt weights: {error}", where=str(path), fix=fix) from None
     tree = read_torch_file(path).tree
     for state in (tree, *(tree.get(name) for name in STATES if isinstance(tree, dict))):
         tensors = _tensors(state)

@@ -267,6 +267,32 @@ def test_pictures_go_to_codes_and_back_on_the_command_line(tmp_path: Path, capsy
         assert picture.size == (16, 16)
     assert run("codec", "decode", tmp_path / "none.jsonl", tmp_path, *options) == 2
     assert "no such file" in capsys.readouterr().err
-    coded.write_text('{"uid": "1"}')
-    assert run("codec", "decode", coded, tmp_path, *options) == 2
-    assert "a row has no codes" in capsys.readouterr().err
+    wrong = {
+        b'{"uid": "1"}': "a row has no codes",
+        b'{"codes": [true, false, true, true]}': "a row has no codes",
+        b"\xff\xfe": "no JSON object",
+        b"[" * 100_000: "no JSON object",
+    }
+    for content, message in wrong.items():
+        coded.write_bytes(content)
+        assert run("codec", "decode", coded, tmp_path, *options) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_wrong_places_and_descriptions_are_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_codec(codec(TINY), tmp_path / "codec")
+    Image.fromarray(tiny.picture()).save(tmp_path / "0.png")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"uid": "0", "image": "0.png", "caption": "a cat"}')
+    before = rows.read_bytes()
+    encode = ["codec", "encode", rows]
+    for out, message in ((rows, "would replace"), (tmp_path, "Is a directory"), (rows / "x", "File exists")):
+        assert run(*encode, out, "--codec", tmp_path / "codec", "--side", 16) == 2
+        assert message in capsys.readouterr().err
+    assert run("codec", "train", rows, "--steps", 10**9) == 2  # before it begins
+    assert "File exists" in capsys.readouterr().err
+    for content in (b"[]", b"{", b"\xff\xfe"):
+        (tmp_path / "codec" / "codec.json").write_bytes(content)
+        assert run(*encode, tmp_path / "c.jsonl", "--codec", tmp_path / "codec") == 2
+        assert "not the description of a codec: " in capsys.readouterr().err
+    assert rows.read_bytes() == before

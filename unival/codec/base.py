@@ -47,11 +47,12 @@ def load_codec(path: str | Path) -> ImageCodec:
     described = path / "codec.json" if path.is_dir() else path.with_name("codec.json")
     if described.is_file():
         try:
-            config = TypeAdapter(CodecConfig).validate_json(described.read_text(encoding="utf-8"))
+            config = TypeAdapter(CodecConfig).validate_json(described.read_bytes())
         except ValidationError as error:
             first = error.errors()[0]
-            what = f"not the description of a codec: {'.'.join(map(str, first['loc']))}: {first['msg']}"
-            raise UserError(what, where=str(described)) from None
+            key = "".join(f"{part}: " for part in first["loc"])
+            what = f"not the description of a codec: {key}{first['msg']}"
+            raise UserError(what, where=str(described), fix="copy the codec's folder again") from None
     return build_codec(config, state, str(path))
 
 

@@ -34,6 +34,8 @@ def encode(
     from unival.data.manifest import ManifestRows
     from unival.log import track
 
+    if out.resolve() == manifest.resolve():
+        raise UserError("the codes would replace the manifest of the pictures", str(out), "give another file to write")
     network, rows = load_codec(codec), ManifestRows(manifest)
     starts = range(0, len(rows), BATCH_SIZE)
     with replacing(out) as file:
@@ -69,7 +71,7 @@ def decode(
     network, written = load_codec(codec), []
     for number, row in enumerate(read_rows(predictions), start=1):
         codes = row.get("prediction", row.get("codes"))
-        if not isinstance(codes, list) or not all(isinstance(code, int) for code in codes):
+        if not isinstance(codes, list) or not all(type(code) is int for code in codes):
             fix = "give it `prediction` or `codes`, a list of numbers"
             raise UserError("a row has no codes", where=f"{predictions}:{number}", fix=fix)
         pixels = network.decode(to_grid(codes, network.num_codes))[0]
@@ -130,16 +132,17 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: If it is missing, or a line is no object.
     """
+    fix = "give a file of JSON lines, as `codec encode` and `unival evaluate` write it"
     if not path.is_file():
-        raise UserError("no such file", where=str(path))
+        raise UserError("no such file", where=str(path), fix=fix)
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if line.strip():
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 row = None
             if not isinstance(row, dict):
-                raise UserError("a line is no JSON object", where=f"{path}:{number}")
+                raise UserError("a line is no JSON object", where=f"{path}:{number}", fix=fix)
             rows.append(row)
     return rows

@@ -26,7 +26,8 @@ def pictures_of(folder: Path) -> list[Path]:
     """
     found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES) if folder.is_dir() else []
     if not found:
-        raise UserError("no pictures in this folder" if folder.is_dir() else "no such folder", where=str(folder))
+        fix = f"give a folder of pictures ({', '.join(SUFFIXES)}), as `codec decode` writes it"
+        raise UserError("no pictures in this folder" if folder.is_dir() else "no such folder", str(folder), fix)
     return found
 
 

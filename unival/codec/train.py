@@ -61,6 +61,7 @@ def train_codec(
         config: Sizes.
         num_test: Pictures of the test split.
     """
+    Path(out).mkdir(parents=True, exist_ok=True)  # a wrong one is better found before the training
     torch.manual_seed(seed)
     codec = fit(initialised(VQGAN(config)), world_pictures("train", num_pictures), steps, batch_size, lr)
     codec.half().float()  # what is written

@@ -186,11 +186,12 @@ def build_codec(config: CodecConfig, state: Mapping[str, Tensor], where: str) ->
             codec = VQGAN(config)
         own = codec.state_dict()
     except (ValueError, TypeError, RuntimeError) as error:
-        raise UserError(f"no VQGAN has these sizes: {error}", where=where) from None
+        raise UserError(f"no VQGAN has these sizes: {error}", where=where, fix="copy the codec again") from None
     wrong = [name for name in own if name not in state or state[name].shape != own[name].shape]
     wrong += [name for name in state if name not in own]
     if wrong:
         listed = ", ".join(wrong[:5])
-        raise UserError(f"{len(wrong)} tensors are missing, unknown or of another shape: {listed}", where=where)
+        what = f"{len(wrong)} tensors are missing, unknown or of another shape: {listed}"
+        raise UserError(what, where=where, fix="codec.json describes another codec than the weights: copy both again")
     codec.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
     return codec.eval().requires_grad_(False)
