@@ -60,6 +60,14 @@ def test_a_folder_becomes_a_manifest_and_its_bad_file_is_named(folder: Path) -> 
     assert "3 rows (2 image, 1 audio), 3 good" in again.stdout
 
 
+def test_a_sheet_that_cannot_be_written_keeps_the_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "rows.jsonl").write_text('{"uid": "1", "image": "a.png"}\n')
+    for sheet in ("sheet.gif", "a.png/sheet.png"):
+        with pytest.raises(UserError, match=r"contact sheet.*\("):
+            app(["check", str(folder / "rows.jsonl"), "--workers", "0", "--sheet", str(folder / sheet)])
+        assert "1 rows (1 image), 1 good" in capsys.readouterr().out
+
+
 def test_a_task_says_what_it_misses(folder: Path) -> None:
     (folder / "rows.jsonl").write_text(
         '{"uid": "1", "image": "a.png"}\n{"uid": "1", "image": "a.png", "question": "?"}\n'

@@ -52,7 +52,8 @@ def convert(
     except OSError as error:
         needed = sum(tensor.nbytes for tensor in original.tensors.values())
         reason = error.strerror or error
-        raise UserError(f"cannot write: {reason}; {needed:,} bytes are needed", where=str(destination)) from None
+        what = f"cannot write: {reason}; {needed:,} bytes are needed"
+        raise UserError(what, where=str(destination), fix="choose another destination") from None
     config = original.config
     media = [kind for kind in ("image", "video", "audio") if getattr(config, f"{kind}_encoder") is not None]
     return summary | {

@@ -37,13 +37,19 @@ def check(
 
     source = _open(manifest, columns, media_root, limit)
     found, looks = inspect_rows(source, workers, seconds, tiles, _probe(task))
+    report, failure = found.report(), None
     if sheet is not None:
-        write_sheet(looks, sheet)
-    report = found.report() | ({} if sheet is None else {"sheet": str(sheet)})
+        try:
+            write_sheet(looks, sheet)
+            report["sheet"] = str(sheet)
+        except UserError as error:  # after all rows were decoded, their report is printed all the same
+            failure = error
     if as_json:
         print(json.dumps(report))
     else:
         _print(report)
+    if failure is not None:
+        raise failure
     if found.problems:
         raise typer.Exit(1)
 

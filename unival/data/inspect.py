@@ -167,12 +167,13 @@ def write_sheet(looks: list[Look], path: str | Path, max_tiles: int = 200) -> No
         draw.multiline_text((left + 4, top + TILE_PX), text, fill="red" if look.problem else "black", spacing=1)
     name = Path(path)
     if name.suffix.lower() not in {".png", ".jpg", ".jpeg"}:
-        raise UserError(f"the contact sheet must be a .png or .jpg file: {path}")
+        raise UserError(f"the contact sheet must be a .png or .jpg file: {path}", fix="such as --sheet sheet.png")
     try:
         with replacing(name, "wb") as file:
             sheet.save(file, "PNG" if name.suffix.lower() == ".png" else "JPEG")
     except OSError as error:
-        raise UserError(f"cannot write the contact sheet: {error.strerror}", where=str(path)) from None
+        what = f"cannot write the contact sheet: {error.strerror}"
+        raise UserError(what, where=str(path), fix="choose another --sheet") from None
 
 
 def _decode(column: str, medium: Any, look: Look) -> np.ndarray:

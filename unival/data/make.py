@@ -62,7 +62,7 @@ def rows_of_csv(path: str | Path, fields: Mapping[str, str] | None = None) -> It
                     raise UserError(f"the row has not the {len(cells)} columns of the header", where=where)
                 yield _row(cells, columns, path.parent, where)
     except FileNotFoundError:
-        raise UserError(f"no such file: {path}") from None
+        raise UserError(f"no such file: {path}", fix="check the path") from None
     except UnicodeDecodeError as error:
         raise UserError(f"not UTF-8 text at byte {error.start}", str(path), "save it as CSV in UTF-8") from None
     except (OSError, csv.Error) as error:
@@ -80,7 +80,7 @@ def rows_of_folder(folder: str | Path) -> Iterator[dict[str, Any]]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"no such folder: {folder}", fix="--from csv" if folder.is_file() else None)
+        raise UserError(f"no such folder: {folder}", fix="--from csv" if folder.is_file() else "check the path")
     for path in sorted(folder.rglob("*")):
         column = EXTENSIONS.get(path.suffix.lower().removeprefix("."))
         if column is None or not path.is_file() or path.name.startswith("."):
@@ -112,14 +112,16 @@ def write_manifest(rows: Iterable[Mapping[str, Any]], path: str | Path, is_repla
     num_rows, rows = 0, iter(rows)
     first = next(rows, None)  # before a folder is made for the file
     if first is None:
-        raise UserError("there is nothing to write: no rows were found")
+        fix = f"give a CSV file with rows, or a folder with files such as {', '.join(sorted(EXTENSIONS)[:6])}"
+        raise UserError("there is nothing to write: no rows were found", fix=fix)
     try:
         with replacing(path) as file:
             for row in chain([first], rows):
                 file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
                 num_rows += 1
     except OSError as error:
-        raise UserError(f"cannot write the manifest: {error.strerror}", where=str(path)) from None
+        what = f"cannot write the manifest: {error.strerror}"
+        raise UserError(what, where=str(path), fix="choose another --out") from None
     return num_rows
 
 
