@@ -18,6 +18,8 @@ from unival.errors import UserError
 from unival.planning.cost import GPUS, advice, cost, does_not_fit, find_gpu, report
 from unival.planning.plan import FLOAT, SizesFile, StagePlan, estimate, examples_per_row, media_per_row, with_sizes
 from unival.schema import GroupConfig, RunConfig
+from unival.training.distributed import World
+from unival.training.memory import warn_if_too_large
 from unival.training.optim import freeze
 from unival.training.sketch import sketch
 
@@ -221,6 +223,18 @@ def test_a_run_that_does_not_fit_is_told_what_helps(
     assert "raise `accumulation` to 2" in str(does_not_fit(config, 1, "none", int(needed - memory["activations"] / 2)))
     assert "more processes" in str(does_not_fit(config, 1, "none", needed // 10))
     assert "parallel.kind=fsdp" in str(does_not_fit(config, 2, "ddp", needed // 10))
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_the_warning_of_a_run_plans_with_the_precision_of_its_device(
+    one_stage: RunConfig, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype | None
+) -> None:
+    planned: list[str] = []
+    monkeypatch.setattr("unival.training.memory.autocast_dtype", lambda precision, device: dtype)
+    monkeypatch.setattr("unival.training.memory.device_bytes", lambda world: 1)
+    monkeypatch.setattr("unival.training.memory.does_not_fit", lambda config, *_: planned.append(config.precision))
+    warn_if_too_large(tiny.model(), one_stage.model_copy(update={"precision": "auto"}), World())
+    assert planned == ["fp32" if dtype is None else "bf16"]
 
 
 def test_the_sizes_of_a_file_replace_weights_that_are_not_here() -> None:
