@@ -36,6 +36,19 @@ def replacing(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
         temporary.unlink(missing_ok=True)
 
 
+def append(path: str | Path, text: str) -> None:
+    """Add text to the end of a file; after an error, as on a full disk, the file is as it was."""
+    rest = memoryview(text.encode())
+    with Path(path).open("ab", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+        except OSError:
+            file.truncate(size)
+            raise
+
+
 def write_json(path: str | Path, value: Any, indent: int | None = None) -> None:
     """Write a value as one JSON document with a final line end; letters stay letters."""
     with replacing(path) as file:

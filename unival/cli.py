@@ -117,10 +117,12 @@ def evaluate(
     from unival.evaluate import evaluate_all, find_evaluation, precise
     from unival.memory import keep_freed_memory
     from unival.schema import ParallelConfig
+    from unival.training.check import check_out
     from unival.training.distributed import join
 
     keep_freed_memory()
     chosen = find_evaluation(suite.evaluations, only or [])
+    check_out(str(out), "--out")
     network, processor = load_model(model)
     with join(ParallelConfig(), device) as world, precise(network, world.device, precision):
         results = evaluate_all(network, processor, chosen, out, world, model)

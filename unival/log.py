@@ -19,7 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from unival.atomic import replacing
+from unival.atomic import append, replacing
 from unival.errors import UserError
 
 console = Console(stderr=True, force_jupyter=False)  # a plain line, not a widget, in notebooks
@@ -85,8 +85,7 @@ class MetricsLog:
         """Append one row."""
         if not self.is_active:
             return
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **numbers}) + "\n")
+        append(self.path, json.dumps({"step": step, **numbers}) + "\n")
         if self.board is not None:
             for name, number in numbers.items():
                 if isinstance(number, int | float):

@@ -5,7 +5,6 @@ optimiser and its stream; a step asks the stream for the batches of its number, 
 updates. What is minimised is the stage's objective. Every process runs this file; the main one writes.
 """
 
-import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from unival.atomic import write_json
 from unival.batch import Batch
 from unival.checkpoint import atomic_folder, load_model, save_model, write_model
 from unival.config import dump_config, load_config
@@ -46,6 +46,7 @@ from unival.training.saving import (
     newest_valid,
     read_state,
     save_training,
+    written,
 )
 from unival.training.stop import STOP, Interrupted, StopSignal, interruptible
 from unival.training.validation import Watch, plain_copy, save_best, show_samples, validate
@@ -106,7 +107,8 @@ def run_stages(config: RunConfig, run_dir: Path, world: World) -> None:
         console.print(f"resuming {run_dir} at stage {state.stage + 1}, step {state.step} ({checkpoint.name})")
     steps_before = np.concatenate([[0], np.cumsum([stage.steps for stage in config.stages])])
     first = int(steps_before[state.stage]) + state.step
-    log = MetricsLog(run_dir / "metrics.jsonl", first, config.tensorboard, world.is_main)
+    path = run_dir / "metrics.jsonl"
+    log = written(path.name, run_dir, lambda: MetricsLog(path, first, config.tensorboard, world.is_main))
     for index in range(state.stage, len(config.stages)):
         if state.step == 0:
             model = add_encoders(model, config.stages[index], config.encoder_weights)
@@ -117,11 +119,14 @@ def run_stages(config: RunConfig, run_dir: Path, world: World) -> None:
         loop.run(state)
         model, averages = loop.finish()
         state, checkpoint = TrainState(index + 1, 0, loop.seconds), None
-    if world.is_main:
+
+    def finish() -> None:
         if averages:
             with atomic_folder(run_dir / "ema") as temporary:
                 write_model(temporary, model, processor, state=averages)
         save_model(run_dir / "model", model.eval(), processor)
+
+    world.on_main(lambda: written("the final model", run_dir, finish))
 
 
 class StageLoop:
@@ -259,10 +264,14 @@ class StageLoop:
     def write_log(self, step: int) -> str:
         """Write the means since the last row; return what fits in the progress line."""
         means, speed = self.means.take(self.world.gather), self.meter.take(self.world.size)
-        self.log.write(step, stage=self.stage.name, seconds=round(self.seconds, 2), **means, **speed)
+        self.write_row(step, seconds=round(self.seconds, 2), **means, **speed)
         shown = [(k.removeprefix("loss/"), v) for k, v in means.items() if k.startswith(("loss/", "reward"))][:6]
         rates = f"{speed['samples_per_second']:.0f}/s {speed['memory_gb']:.1f} GB"
         return " ".join([*(f"{name} {value:.2f}" for name, value in shown), rates])
+
+    def write_row(self, step: int, **numbers: float) -> None:
+        """Append a row to `metrics.jsonl`."""
+        written(self.log.path.name, self.run_dir, lambda: self.log.write(step, stage=self.stage.name, **numbers))
 
     def validate(self, total: int) -> None:
         """Score the model, and keep it if it is one of the best."""
@@ -272,15 +281,15 @@ class StageLoop:
         is_averaged = averages is not None and config.ema is not None and config.ema.evaluate
         judged = plain_copy(self.model, averages if averages and is_averaged else untied(self.model), self.world)
         scores = validate(judged, self.processor, validation.evaluations, self.run_dir, self.world)
-        self.log.write(total - 1, stage=self.stage.name, **{f"validation/{k}": v for k, v in scores.items()})
+        self.write_row(total - 1, **{f"validation/{k}": v for k, v in scores.items()})
         console.print(f"step {total}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
         name = f"{self.stage.name}-step-{total:07d}"
         if self.watch.take(scores, name):
             states = {"model": full_state(untied(self.model), self.world)}
             if averages is not None:
                 states["ema"] = full_state(averages, self.world)
-            best = self.run_dir / "best"
-            self.world.on_main(lambda: save_best(best, self.watch, name, states, self.model, self.processor))
+            parts = self.run_dir / "best", self.watch, name, states, self.model, self.processor
+            self.world.on_main(lambda: written(f"best/{name}", self.run_dir, lambda: save_best(*parts)))
         if self.watch.is_over:
             console.print(f"{self.stage.name} ends here: {self.watch.since_best} validations without a new best")
 
@@ -374,9 +383,12 @@ def prepare_run_dir(run_dir: Path, config: RunConfig, fresh: bool, processes: in
         check_run(config, processes)  # before anything is deleted or written
         if run_dir.is_dir() and fresh:
             shutil.rmtree(run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    dump_config(config, path)
-    (run_dir / "versions.json").write_text(json.dumps(versions(), indent=1), encoding="utf-8")
+
+    def begin() -> None:
+        dump_config(config, path)
+        write_json(run_dir / "versions.json", versions(), indent=1)
+
+    written("the run folder", run_dir, begin)
 
 
 def main(args: Sequence[str]) -> None:

@@ -338,6 +338,7 @@ CONFIG_ERRORS: dict[str, tuple[list[str], str]] = {
         ["train", "{tmp}/run.yaml", "stages.0.groups.0.tasks.0.source={{manifest: none.jsonl}}"],
         "none.jsonl",
     ),
+    "folder of results": (["evaluate", "{tmp}/suite.yaml", "-o", "/proc/x", "--model", "absent"], "--out"),
     "unknown evaluation": (["evaluate", "{tmp}/suite.yaml", "--only", "tow", "--model", "{model}"], "'tow'.*two"),
     "not a configuration": (["train", "{files}/0.png"], "0.png"),
 }

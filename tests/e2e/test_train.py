@@ -426,6 +426,29 @@ def test_a_stage_ends_when_patience_does_and_with_its_best_weights(
     assert not same(averages, weights(tmp_path / "run"))
 
 
+@pytest.mark.parametrize(
+    ("function", "what"),
+    [
+        ("unival.train.dump_config", "the run folder"),
+        ("unival.log.append", r"metrics\.jsonl"),
+        ("unival.training.validation.append", r"samples\.jsonl"),
+        ("unival.training.validation.write_model", r"best/tune-step-0000001"),
+        ("unival.train.save_model", "the final model"),
+    ],
+)
+def test_a_full_disk_is_one_message_whatever_is_written(
+    tmp_path: Path, initial: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch, function: str, what: str
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("unival.training.saving.RETRY_SECONDS", ())
+    monkeypatch.setattr(function, full)
+    with pytest.raises(UserError, match=rf"{what} could not be written: .*No space left on device.*MB are free"):
+        train(validated(tmp_path / "run", initial, manifest, {"steps": 1}, show_every=1))
+    assert not list((tmp_path / "run").rglob(".*"))
+
+
 def test_validation_and_shown_samples_leave_training_as_it_is(tmp_path: Path, initial: Path, manifest: Path) -> None:
     train(validated(tmp_path / "with", initial, manifest, {"steps": 2}, show_every=1, show=2))
     train(fine_tuning(tmp_path / "without", initial, manifest, {"steps": 2}))

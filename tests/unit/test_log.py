@@ -1,6 +1,7 @@
 """Means over steps and processes, rows of a resumed log, TensorBoard that is not there."""
 
 import builtins
+import io
 import json
 import subprocess
 import sys
@@ -106,3 +107,22 @@ def test_memory_is_that_of_the_process_and_not_of_its_parent() -> None:
     code = "from unival.log import peak_resident; print(peak_resident())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert len(content) > int(done.stdout) > 10_000_000
+
+
+def test_a_row_that_does_not_fit_the_disk_leaves_the_log_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(io.FileIO):
+        def write(self, data: Any) -> int:
+            if self.tell() > len('{"step": 1}\n'):
+                raise OSError(28, "No space left on device")
+            return super().write(data[:5])
+
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path)
+    log.write(1)
+    monkeypatch.setattr(Path, "open", lambda self, mode, **_: Full(self, "a"))
+    with pytest.raises(OSError, match="No space left"):
+        log.write(2, loss=0.5)
+    monkeypatch.undo()
+    assert path.read_text() == '{"step": 1}\n'

@@ -212,6 +212,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["encoder_weights.image_encoder", "resnet.pth"],
     ),
     "checkpoint": ({"resume": "rows/step-0000500"}, ["resume", "rows/step-0000500"]),
+    "run folder where nothing can be written": ({"out": "/proc/x"}, ["[out]", "'/proc/x' cannot be written"]),
     "run folder is a file": ({"out": "rows.jsonl"}, ["out", "'rows.jsonl' is not a folder"]),
 }
 

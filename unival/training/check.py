@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -128,15 +129,18 @@ def below(value: Any, root: str) -> Any:
     return f"$data/{Path(value).relative_to(root)}" if is_below else value
 
 
-def check_out(out: str) -> None:
-    """Refuse a run folder that cannot be made."""
+def check_out(out: str, key: str = "out") -> None:
+    """Refuse a folder for results that cannot be made."""
     folder = Path(out)
     existing = next(path for path in [folder, *folder.absolute().parents] if path.exists())
-    with at("out"):
+    with at(key):
         if not existing.is_dir():
-            raise UserError(f"{out!r} is not a folder: {existing} is a file", fix="choose another `out=...`")
-        if not os.access(existing, os.W_OK):
-            raise UserError(f"{out!r} cannot be written: no permission in {existing}", fix="choose another `out=...`")
+            raise UserError(f"{out!r} is not a folder: {existing} is a file", fix=f"choose another `{key}`")
+        try:  # permissions do not tell: not those of `root`, nor of a file system that is only read
+            Path(tempfile.mkdtemp(prefix=".unival-", dir=existing)).rmdir()
+        except OSError as error:
+            what = f"{out!r} cannot be written: {error.strerror} in {existing}"
+            raise UserError(what, fix=f"choose another `{key}`") from None
 
 
 def check_compiler(config: RunConfig) -> None:

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -33,6 +33,7 @@ from unival.training.distributed import World, full_state
 from unival.training.ema import Ema, untied
 from unival.training.random_state import save_random
 
+T = TypeVar("T")
 FORMAT = 2
 RETRY_SECONDS = (1.0, 10.0)  # waits before the second and the third attempt of a write
 LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>tmp|old)(-\d+)?$")  # of `atomic_folder` and of checkpoints
@@ -92,20 +93,8 @@ def save_training(
             write_model(temporary / "ema", model, processor, state=averages)
         (temporary / "state.json").write_text(json.dumps(asdict(state)), encoding="utf-8")
 
-    for wait in (*RETRY_SECONDS, None):
-        problem = attempt(folder, write, moments, world)
-        if problem is None:
-            break
-        if wait is not None:
-            console.print(f"[yellow]writing {folder.name} failed, trying again: {problem}[/]")
-            time.sleep(wait)
-    if problem is not None:
-        held = sum(tensor.numel() * tensor.element_size() for tensor in [*weights.values(), *moments.values()])
-        free = shutil.disk_usage(run_dir).free
-        older = checkpoints(run_dir)
-        fix = f"it takes about {held / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free; "
-        fix += f"make room, and the same command goes on from {older[-1].name if older else 'the start'}"
-        raise UserError(f"the checkpoint {folder.name} could not be written: {problem}", str(run_dir), fix)
+    held = sum(tensor.numel() * tensor.element_size() for tensor in [*weights.values(), *moments.values()])
+    insist(folder.name, run_dir, lambda: attempt(folder, write, moments, world), held)
     if world.is_main:
         prune(run_dir, keep)
     return folder
@@ -142,6 +131,39 @@ def attempt(folder: Path, write: Callable[[Path], None], moments: Mapping[str, T
     if problem is not None and world.is_main:
         shutil.rmtree(temporary, ignore_errors=True)
     return problem
+
+
+def insist(what: str, run_dir: Path, attempt: Callable[[], str | None], held: int | None = None) -> None:
+    """Attempt to write something, and again where that fails, as on a full disk.
+
+    Args:
+        what: For messages.
+        run_dir: Of the run.
+        attempt: Returns what went wrong, with nothing left of it.
+        held: How many bytes it takes, where that is known.
+
+    Raises:
+        UserError: If it fails for good; what was written before is untouched.
+    """
+    for wait in (*RETRY_SECONDS, None):
+        problem = attempt()
+        if problem is None:
+            return
+        if wait is not None:
+            console.print(f"[yellow]writing {what} failed, trying again: {problem}[/]")
+            time.sleep(wait)
+    free = shutil.disk_usage(next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())).free
+    older = checkpoints(run_dir)
+    fix = ("" if held is None else f"it takes about {held / 1e6:,.0f} MB and ") + f"{free / 1e6:,.0f} MB are free; "
+    fix += f"make room, and the same command goes on from {older[-1].name if older else 'the start'}"
+    raise UserError(f"{what} could not be written: {problem}", str(run_dir), fix)
+
+
+def written(what: str, run_dir: Path, action: Callable[[], T]) -> T:
+    """Return what an action gives that writes files in this process alone; see `insist`."""
+    found: list[T] = []
+    insist(what, run_dir, lambda: problem_in(lambda: found.append(action())))
+    return found[0]
 
 
 def problem_in(action: Callable[[], None]) -> str | None:

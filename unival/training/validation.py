@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unival.atomic import append
 from unival.batch import Batch
 from unival.checkpoint import atomic_folder, quiet_transformers, write_model
 from unival.errors import UserError, did_you_mean
@@ -22,6 +23,7 @@ from unival.model.processing import UnivalProcessor
 from unival.schema import EvaluationConfig, GroupConfig, ValidationConfig
 from unival.tasks.base import get_task
 from unival.training.distributed import World, full_state
+from unival.training.saving import written
 
 
 def plain_copy(
@@ -148,8 +150,8 @@ def show_samples(
             row = {"step": step, "task": entry.task, "uid": example.uid, "prompt": example.prompt}
             rows.append(row | {"target": example.target, "prediction": text})
             console.print(f"{example.prompt} -> {text} (should be: {example.target})", markup=False)
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    written(path.name, path.parent, lambda: append(path, text))
 
 
 def first_of_each(names: Iterable[str], count: int) -> list[int]:
