@@ -6,6 +6,7 @@ updates. What is minimised is the stage's objective. Every process runs this fil
 """
 
 import shutil
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -48,7 +49,7 @@ from unival.training.saving import (
     save_training,
     written,
 )
-from unival.training.stop import STOP, Interrupted, StopSignal, interruptible
+from unival.training.stop import STOP, Interrupted, StopSignal, ignored, interruptible
 from unival.training.validation import Watch, plain_copy, save_best, show_samples, validate
 
 NUM_STATISTICS_ROWS = 1000
@@ -65,7 +66,7 @@ def train(config: RunConfig, fresh: bool = False) -> Path:
     """
     run_dir = Path(config.out)
     torch.set_num_threads(config.threads or torch.get_num_threads())
-    with join(config.parallel, config.device) as world:
+    with ignored(signal.SIGUSR1), join(config.parallel, config.device) as world:
         is_quiet, console.quiet = console.quiet, console.quiet or not world.is_main
         try:
             world.on_main(lambda: prepare_run_dir(run_dir, config, fresh, world.size))

@@ -490,7 +490,13 @@ def test_sigusr1_writes_a_checkpoint_and_the_run_goes_on(
             signal.raise_signal(signal.SIGUSR1)
         return step(self, number, *args)
 
+    def finish(self: StageLoop) -> Any:
+        signal.raise_signal(signal.SIGUSR1)  # when no stage is running
+        return finished(self)
+
+    finished = StageLoop.finish
     monkeypatch.setattr(StageLoop, "step", signalled)
+    monkeypatch.setattr(StageLoop, "finish", finish)
     train(fine_tuning(tmp_path / "run", initial, manifest, {"steps": 4}))
     assert [folder.name for folder in checkpoints(tmp_path / "run")] == ["step-0000002", "step-0000004"]
 

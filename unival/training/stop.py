@@ -34,11 +34,21 @@ def interruptible() -> Iterator[None]:
         raise SystemExit(getattr(stop, "code", 128 + signal.SIGINT)) from None
 
 
+@contextmanager
+def ignored(number: signal.Signals) -> Iterator[None]:
+    """Let a signal pass while the block runs: without a handler, SIGUSR1 ends a process."""
+    previous = signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(number, previous)
+
+
 class StopSignal:
     """Note signals until the current step is over.
 
     SIGINT (Ctrl-C) and SIGTERM ask to stop; a second one stops at once. SIGUSR1, which Slurm can send before the time
-    limit, asks for a checkpoint.
+    limit, asks for a checkpoint; where there is none to write, as in evaluations, `ignored` lets it pass.
 
     Attributes:
         number: Of the signal that asked to stop, 0 if none did.
