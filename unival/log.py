@@ -1,6 +1,7 @@
 """Progress on stderr, numbers in `metrics.jsonl`."""
 
 import json
+import math
 import resource
 import sys
 import time
@@ -82,10 +83,11 @@ class MetricsLog:
             self.board = open_board(path.parent / "tensorboard", from_step)
 
     def write(self, step: int, **numbers: Any) -> None:
-        """Append one row."""
+        """Append one row; a number that is not finite is null there, as JSON has none."""
         if not self.is_active:
             return
-        append(self.path, json.dumps({"step": step, **numbers}) + "\n")
+        row = {name: None if isinstance(n, float) and not math.isfinite(n) else n for name, n in numbers.items()}
+        append(self.path, json.dumps({"step": step, **row}, allow_nan=False) + "\n")
         if self.board is not None:
             for name, number in numbers.items():
                 if isinstance(number, int | float):

@@ -241,6 +241,9 @@ class StageLoop:
             average_statistics(self.model, world)
             if self.ema is not None:
                 self.ema.update(self.model, self.steps_before + step)
+        else:
+            what = f"step {self.steps_before + step + 1}: no update, the gradient norm is {norm}"
+            console.print(f"[yellow]{what}; the loss is scaled by {self.scale.value:g} from here on[/]")
         self.optimizer.zero_grad(set_to_none=True)
         return {"loss": value} | means.take() | {"grad_norm": norm, "lr": self.optimizer.param_groups[-1]["lr"]}
 

@@ -468,6 +468,17 @@ def test_short_precision_learns_the_same_within_its_rounding(
     assert {tensor.dtype for tensor in weights(tmp_path / "run").values()} == {torch.float32, torch.int64}
 
 
+def test_an_update_that_fp16_skips_is_said_and_logged_without_a_number(
+    tmp_path: Path, initial: Path, manifest: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    optim = {"lr": 1e-3, "loss_scale": 2.0**127}
+    train(fine_tuning(tmp_path / "run", initial, manifest, {"steps": 1, "optim": optim}, precision="fp16"))
+    errors = " ".join(capsys.readouterr().err.split())
+    assert "step 1: no update, the gradient norm is" in errors
+    assert "scaled by 8.50706e+37 from here on" in errors
+    assert rows(tmp_path / "run")[0]["grad_norm"] is None
+
+
 def test_checkpointed_activations_change_nothing(tmp_path: Path, initial: Path, manifest: Path) -> None:
     train(fine_tuning(tmp_path / "run", initial, manifest, {"steps": 2}, checkpoint_activations=True))
     assert [row["loss"] for row in rows(tmp_path / "run")] == pytest.approx(GOLDEN_LOSSES[:2], rel=2e-3)

@@ -32,11 +32,11 @@ def test_rows_behind_the_resumed_step_and_cut_lines_are_dropped(tmp_path: Path) 
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
     log = MetricsLog(path, from_step=3)
-    log.write(3, loss=0.5)
+    log.write(3, loss=0.5, grad_norm=float("nan"), other=float("inf"), stage="a")
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
         {"step": 1},
         {"step": 2},
-        {"step": 3, "loss": 0.5},
+        {"step": 3, "loss": 0.5, "grad_norm": None, "other": None, "stage": "a"},
     ]
 
 

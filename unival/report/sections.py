@@ -101,7 +101,7 @@ def pretraining(run: RunFolder) -> Markup:
 def losses(rows: list[dict[str, Any]]) -> Markup:
     """Draw the loss of each task of a run, on one scale."""
     names = sorted({key for row in rows for key in row if key.startswith("loss/")}) or ["loss"]
-    curves = {name: [(r["step"] + 1, r[name]) for r in rows if name in r] for name in names}
+    curves = {name: [(r["step"] + 1, r[name]) for r in rows if r.get(name) is not None] for name in names}
     top = max((v for points in curves.values() for _, v in points if math.isfinite(v)), default=1.0)
     boundaries = [step for _, step in stage_starts(rows)[1:]]
     figures = [
