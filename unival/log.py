@@ -68,17 +68,7 @@ class MetricsLog:
         self.path, self.is_active, self.board = path, is_active, None
         if not is_active:
             return
-        rows = []
-        if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    continue  # the line that a killed run was writing
-                if row["step"] < from_step:
-                    rows.append(line)
-        with replacing(path) as file:  # a kill leaves the old rows or the new ones
-            file.writelines(row + "\n" for row in rows)
+        cut_back(path, from_step)
         if tensorboard:
             self.board = open_board(path.parent / "tensorboard", from_step)
 
@@ -93,6 +83,21 @@ class MetricsLog:
                 if isinstance(number, int | float):
                     self.board.add_scalar(name, number, step)
             self.board.flush()
+
+
+def cut_back(path: Path, from_step: int) -> None:
+    """Drop the rows of a step and later ones from a file of JSON lines; without a file, make an empty one."""
+    rows = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").split("\n"):
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue  # the line that a killed run was writing
+            if row["step"] < from_step:
+                rows.append(line)
+    with replacing(path) as file:  # a kill leaves the old rows or the new ones
+        file.writelines(row + "\n" for row in rows)
 
 
 def open_board(folder: Path, from_step: int) -> Any:

@@ -26,7 +26,7 @@ from unival.data.mixture import RowSlice, Stream, iterate, with_steps
 from unival.errors import UserError, run_cli
 from unival.evaluate import evaluate_all
 from unival.evaluation.provenance import versions
-from unival.log import Means, Meter, MetricsLog, console, progress
+from unival.log import Means, Meter, MetricsLog, console, cut_back, progress
 from unival.model.modeling import UnivalForConditionalGeneration
 from unival.model.processing import UnivalProcessor
 from unival.objectives.base import Objective, get_objective
@@ -50,7 +50,7 @@ from unival.training.saving import (
     written,
 )
 from unival.training.stop import STOP, Interrupted, StopSignal, ignored, interruptible
-from unival.training.validation import Watch, plain_copy, save_best, show_samples, validate
+from unival.training.validation import Watch, drop_others, plain_copy, save_best, show_samples, validate
 
 NUM_STATISTICS_ROWS = 1000
 
@@ -109,6 +109,9 @@ def run_stages(config: RunConfig, run_dir: Path, world: World) -> None:
     steps_before = np.concatenate([[0], np.cumsum([stage.steps for stage in config.stages])])
     first = int(steps_before[state.stage]) + state.step
     path = run_dir / "metrics.jsonl"
+    samples = run_dir / "samples.jsonl"
+    if world.is_main and samples.exists():  # they count the steps that were made, rows of the log count from 0
+        written(samples.name, run_dir, lambda: cut_back(samples, first + 1))
     log = written(path.name, run_dir, lambda: MetricsLog(path, first, config.tensorboard, world.is_main))
     for index in range(state.stage, len(config.stages)):
         if state.step == 0:
@@ -178,7 +181,9 @@ class StageLoop:
         config, stage, world = self.config, self.stage, self.world
         optim = stage.optim
         fp16 = {"value": optim.loss_scale, "window": optim.loss_scale_window} if self.dtype == torch.float16 else {}
-        self.scale, self.watch = LossScale(**(fp16 | dict(state.scale))), Watch(stage.validation, state.watch)
+        best = self.run_dir / "best"
+        stored = world.on_main(lambda: [path.name for path in best.iterdir()] if best.is_dir() else [])
+        self.scale, self.watch = LossScale(**(fp16 | dict(state.scale))), Watch(stage.validation, state.watch, stored)
         start_time = time.monotonic() - state.seconds
         rows = RowSlice(world.rank, world.size, config.accumulation)
         passes = iterate(stage, self.processor, config.seed, state.step, config.workers, rows)
@@ -318,6 +323,9 @@ class StageLoop:
         )
         parts = self.model, self.processor, self.optimizer, self.config.keep_checkpoints, self.ema, self.world
         save_training(self.run_dir, total, state, *parts)
+        self.watch.safe = {name for _, name in self.watch.best}
+        if self.world.is_main:
+            drop_others(self.run_dir / "best", self.stage.name, self.watch)
 
     def end(self) -> None:
         """Take the best weights where the stage asks for them, and write its last checkpoint."""

@@ -12,7 +12,7 @@ from unival.errors import UserError
 from unival.schema import ValidationConfig
 from unival.training.distributed import World
 from unival.training.ema import untied
-from unival.training.validation import Watch, first_of_each, plain_copy, save_best
+from unival.training.validation import Watch, drop_others, first_of_each, plain_copy, save_best
 
 EVALUATION = {"name": "vqa", "task": "vqa", "source": {"world": "validation"}}
 
@@ -89,6 +89,22 @@ def test_only_the_best_of_a_stage_stay_on_disk(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a[1]-step-1", "a[1]-step-x-step-0", "b-step-0"]
     assert (tmp_path / "a[1]-step-1" / "score.json").read_text() == '{"name": "a[1]-step-1", "score": 0.3}'
     assert (tmp_path / "a[1]-step-1" / "model" / "model.safetensors").is_file()
+
+
+def test_a_model_stays_until_no_checkpoint_knows_it_and_one_that_is_gone_is_forgotten(tmp_path: Path) -> None:
+    names = [f"s-step-{step}" for step in range(3)]
+    for name in names:
+        (tmp_path / name).mkdir()
+    watch = Watch(config(), {"best": [[0.5, names[0]]]}, names)  # as a checkpoint says
+    watch.take({"vqa/accuracy": 0.6}, names[1])
+    drop_others(tmp_path, "s", watch)
+    assert sorted(path.name for path in tmp_path.iterdir()) == names[:2]
+    watch.safe = {names[1]}
+    drop_others(tmp_path, "s", watch)
+    assert [path.name for path in tmp_path.iterdir()] == [names[1]]
+    drop_others(tmp_path / "absent", "s", watch)
+    again = Watch(config(keep_best=2), {"best": [[0.6, names[2]], [0.5, names[1]]]}, names[:2])
+    assert again.best == [(0.5, names[1])]
 
 
 def test_samples_take_tasks_in_turn() -> None:

@@ -73,11 +73,20 @@ class Watch:
     Args:
         config: What is watched.
         state: What `state` returned, when the run goes on.
+        stored: Names of the models on disk; others are forgotten, as after a start from a checkpoint of another run.
+
+    Attributes:
+        best: Scores and names, the best first.
+        safe: Names that the last checkpoint knows: a run that is killed goes on from there, and needs their models.
     """
 
-    def __init__(self, config: ValidationConfig | None, state: Mapping[str, Any]) -> None:
+    def __init__(
+        self, config: ValidationConfig | None, state: Mapping[str, Any], stored: Iterable[str] | None = None
+    ) -> None:
         self.config = config
-        self.best: list[tuple[float, str]] = [(score, name) for score, name in state.get("best", [])]
+        known = [(score, name) for score, name in state.get("best", [])]
+        self.best: list[tuple[float, str]] = [item for item in known if stored is None or item[1] in set(stored)]
+        self.safe = {name for _, name in self.best}
         self.since_best: int = state.get("since_best", 0)
         self.patience = None if config is None else config.patience
 
@@ -117,15 +126,21 @@ def save_best(
     model: UnivalForConditionalGeneration,
     processor: UnivalProcessor,
 ) -> None:
-    """Write `FOLDER/NAME/` with a model folder per state, and delete those of the stage that are no longer best."""
+    """Write `FOLDER/NAME/` with a model folder per state, and delete what the stage no longer needs."""
     scores = {kept: score for score, kept in watch.best}
     with atomic_folder(folder / name) as temporary:
         for kind, state in states.items():
             (temporary / kind).mkdir()
             write_model(temporary / kind, model, processor, state=state)
         (temporary / "score.json").write_text(json.dumps({"name": name, "score": scores[name]}), encoding="utf-8")
-    for path in folder.iterdir():
-        if path.name.rpartition("-step-")[0] == name.rpartition("-step-")[0] and path.name not in scores:
+    drop_others(folder, name.rpartition("-step-")[0], watch)
+
+
+def drop_others(folder: Path, stage: str, watch: Watch) -> None:
+    """Delete the models of a stage that are no longer best, but for those that the last checkpoint knows."""
+    kept = watch.safe | {name for _, name in watch.best}
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name.rpartition("-step-")[0] == stage and path.name not in kept:
             shutil.rmtree(path)
 
 
