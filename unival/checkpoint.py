@@ -125,8 +125,10 @@ def load_encoder(model: UnivalForConditionalGeneration, name: str, path: str | P
         path: The file, or `unival-tiny-audio` for the audio encoder inside the package.
 
     Raises:
-        UserError: If the file is unreadable or does not fit.
+        UserError: If the file is unreadable or does not fit, or the model has no such encoder.
     """
+    if getattr(model.config, name) is None:
+        raise UserError(f"this model has no {name}", where=str(path), fix=f"add {name} to its configuration")
     path = BUILT_IN_ENCODERS.get(str(path), path)
     encoder = model.get_submodule(f"encoder.embed_{name.removesuffix('_encoder')}s")
     encoder.load_state_dict(encoder_weights(name, encoder, read_weights(path), str(path)))

@@ -11,9 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from tests import tiny
-from unival.checkpoint import atomic_folder, load_model, resolve_model_dir, save_model
+from unival.checkpoint import atomic_folder, load_encoder, load_model, resolve_model_dir, save_model
 from unival.errors import UserError
 from unival.model.modeling import UnivalForConditionalGeneration
+from unival.schema import RunConfig
+from unival.training.sketch import sketch
 
 
 @pytest.fixture(scope="module")
@@ -177,3 +179,16 @@ def test_a_model_of_other_sizes_is_refused(copy: Path) -> None:
 def test_a_folder_that_is_not_there_names_the_built_in_models() -> None:
     with pytest.raises(UserError, match=r"no such model folder: nowhere.*unival-tiny"):
         resolve_model_dir("nowhere")
+
+
+def test_an_encoder_that_the_model_has_not_is_the_users_error() -> None:
+    model = tiny.model()
+    model.config.audio_encoder = None
+    with pytest.raises(UserError, match="this model has no audio_encoder"):
+        load_encoder(model, "audio_encoder", "unival-tiny-audio")
+
+
+def test_a_plan_names_a_start_whose_settings_are_no_object(copy: Path) -> None:
+    (copy / "config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"config\.json: expected an object"):
+        sketch(RunConfig.model_validate(tiny.run_settings(copy, init=str(copy), model={}, processor={})))

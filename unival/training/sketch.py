@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from unival.checkpoint import quiet_transformers, resolve_model_dir
+from unival.checkpoint import quiet_transformers, read_config, resolve_model_dir
 from unival.config_problem import at
 from unival.errors import UserError, did_you_mean
 from unival.model.configuration import UnivalConfig
@@ -88,8 +88,7 @@ def media_defaults() -> dict[str, Any]:
 def _from_init(config: RunConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     with at("init"):
         folder = resolve_model_dir(str(config.init))
-    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    settings = UnivalConfig().to_dict() | settings
+        settings = read_config(folder).to_dict()
     with at("model"):
         check_options(config.model, settings)
     stored = folder / "processor_config.json"
