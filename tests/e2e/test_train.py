@@ -112,7 +112,7 @@ def test_the_result_is_a_model_with_both_encoders_and_its_own_processor(uninterr
 def test_an_interrupted_run_equals_an_uninterrupted_one(
     tmp_path: Path, uninterrupted: Path, stop_at: Callable[[int], None], stops: list[int]
 ) -> None:
-    config = config_of(tmp_path / "run", show_every=1, show=1)
+    config = config_of(tmp_path / "run")
     for number in stops:
         stop_at(number)
         with pytest.raises(Interrupted, match="the same command continues"):
@@ -123,15 +123,12 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(
     assert same(weights(tmp_path / "run"), weights(uninterrupted))
     assert rows(tmp_path / "run") == rows(uninterrupted)
     assert hashes(tmp_path / "run", "step-0000008") == hashes(uninterrupted, "step-0000008")
-    samples = [json.loads(line)["step"] for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
-    assert sorted(set(samples)) == list(range(1, 9))
-    assert len(samples) == STEPS[0] + 2 * STEPS[1]  # one of every group, once
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_the_result_is_the_same(
     tmp_path: Path, uninterrupted: Path, stop_at: Callable[[int], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = config_of(tmp_path / "run")
+    config = config_of(tmp_path / "run", show_every=3, show=1)
     stop_at(4)
     with pytest.raises(Interrupted):
         train(config)
@@ -144,6 +141,8 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_result_is_the_same(
     errors = " ".join(capsys.readouterr().err.split())
     assert "skipped step-0000004: random-00000.safetensors is damaged going on from step-0000002" in errors
     assert same(weights(tmp_path / "run"), weights(uninterrupted))
+    samples = (tmp_path / "run" / "samples.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in samples] == [3, 8, 8]  # the first was shown twice
 
 
 def test_workers_do_not_change_the_result(tmp_path: Path, uninterrupted: Path) -> None:
