@@ -30,7 +30,8 @@ from unival.evaluation.answering import generate
 from unival.model.modeling import UnivalEncoderOutput, UnivalForConditionalGeneration
 from unival.model.processing import UnivalProcessor
 from unival.rewards import get_reward
-from unival.schema import Section, SourceConfig
+from unival.schema import SourceConfig
+from unival.sections import Section
 from unival.tasks.base import get_task
 
 HIGHEST = {"cider_d": 10.0}

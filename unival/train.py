@@ -5,7 +5,6 @@ optimiser and its stream; a step asks the stream for the batches of its number, 
 updates. What is minimised is the stage's objective. Every process runs this file; the main one writes.
 """
 
-import shutil
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -18,33 +17,28 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from unival.atomic import write_json
 from unival.batch import Batch
 from unival.checkpoint import atomic_folder, load_model, save_model, write_model
-from unival.config import dump_config, load_config
+from unival.config import load_config
 from unival.data.mixture import RowSlice, Stream, iterate, with_steps
 from unival.errors import UserError, run_cli
 from unival.evaluate import evaluate_all
-from unival.evaluation.provenance import versions
 from unival.log import Means, Meter, MetricsLog, console, cut_back, progress
 from unival.model.modeling import UnivalForConditionalGeneration
 from unival.model.processing import UnivalProcessor
 from unival.objectives.base import Objective, get_objective
 from unival.schema import RunConfig
 from unival.training.building import add_encoders, start
-from unival.training.check import check_execution, check_progress, check_run, check_same
 from unival.training.distributed import World, average_statistics, copy_full, full_state, join, sync_gradients, wrap
 from unival.training.ema import Ema, untied
 from unival.training.losses import Losses, autocast, autocast_dtype, sizes_ahead
 from unival.training.memory import warn_if_too_large
 from unival.training.optim import LossScale, build_optimizer, clip_gradients, freeze, learning_rate, set_train_mode
 from unival.training.random_state import load_random, seed_process
+from unival.training.run_folder import find_checkpoint, prepare_run_dir
 from unival.training.saving import (
     TrainState,
-    checkpoints,
-    clean_up,
     load_moments,
-    newest_valid,
     read_state,
     save_training,
     written,
@@ -345,24 +339,6 @@ class StageLoop:
         return plain_copy(self.model, untied(self.model), self.world), averages
 
 
-def find_checkpoint(config: RunConfig, run_dir: Path) -> Path | None:
-    """Return the checkpoint to go on from, None to begin; say which damaged ones are passed over.
-
-    Raises:
-        UserError: If `resume` names a checkpoint after which nothing is left.
-    """
-    clean_up(run_dir)
-    checkpoint, skipped = newest_valid(run_dir)
-    for line in skipped:
-        console.print(f"[yellow]{line}[/]")
-    if skipped:
-        console.print(f"[yellow]going on from {'the start' if checkpoint is None else checkpoint.name}[/]")
-    if checkpoint is None and config.resume != "auto":
-        checkpoint = Path(config.resume)
-        check_progress(config, checkpoint)  # again, because epochs are steps now
-    return checkpoint
-
-
 def restore_random(checkpoint: Path, config: RunConfig, state: TrainState, world: World) -> None:
     """Restore this process's generators; with more processes than before, the new ones are seeded."""
     path = checkpoint / f"random-{world.rank:05d}.safetensors"
@@ -370,37 +346,6 @@ def restore_random(checkpoint: Path, config: RunConfig, state: TrainState, world
         load_random(path, world.device)
     else:
         seed_process(config.seed, world.rank, state.stage * 10**9 + state.step)
-
-
-def has_begun(run_dir: Path) -> bool:
-    """Say whether a run folder holds weights, or numbers of steps."""
-    log = run_dir / "metrics.jsonl"
-    folders = [*checkpoints(run_dir), run_dir / "best", run_dir / "model"]
-    return any(folder.is_dir() for folder in folders) or (log.is_file() and log.stat().st_size > 0)
-
-
-def prepare_run_dir(run_dir: Path, config: RunConfig, fresh: bool, processes: int) -> None:
-    """Create the run folder with the resolved configuration, or check that it holds the same one.
-
-    A run that failed before its first step has nothing to lose: it is begun anew, with any configuration.
-    """
-    path = run_dir / "config.yaml"
-    if path.is_file() and not fresh and has_begun(run_dir):
-        old = load_config(path, [], RunConfig)
-        if old == config:
-            return
-        check_same(old, config, str(path))
-        check_execution(config, processes)
-    else:
-        check_run(config, processes)  # before anything is deleted or written
-        if run_dir.is_dir() and fresh:
-            shutil.rmtree(run_dir)
-
-    def begin() -> None:
-        dump_config(config, path)
-        write_json(run_dir / "versions.json", versions(), indent=1)
-
-    written("the run folder", run_dir, begin)
 
 
 def main(args: Sequence[str]) -> None:

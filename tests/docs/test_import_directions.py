@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # A name stands for a module or a whole sub-package; the longest one that fits decides.
 LEVELS: dict[str, list[set[str]]] = {
     "unival": [
-        {"errors", "atomic", "yaml12", "config_problem", "config", "schema", "batch", "log", "memory"}
+        {"errors", "atomic", "yaml12", "config_problem", "config", "schema", "sections", "batch", "log", "memory"}
         | {"evaluation.submission", "training.distributed", "training.random_state", "training.stop"},
         {"pickles", "training", "evaluation", "planning", "tiny"},  # the last four: their empty packages
         {"data", "model", "metrics", "generate", "weights", "codec", "training.muon"},
@@ -36,6 +36,7 @@ LEVELS: dict[str, list[set[str]]] = {
             "training.validation",
             "training.sketch",
             "training.check",
+            "training.run_folder",
             "planning.plan",
         }
         | {"planning.cost", "planning.table"},

@@ -431,7 +431,7 @@ def test_a_stage_ends_when_patience_does_and_with_its_best_weights(
 @pytest.mark.parametrize(
     ("function", "what"),
     [
-        ("unival.train.dump_config", "the run folder"),
+        ("unival.training.run_folder.dump_config", "the run folder"),
         ("unival.log.append", r"metrics\.jsonl"),
         ("unival.training.validation.append", r"samples\.jsonl"),
         ("unival.training.validation.write_model", r"best/tune-step-0000001"),

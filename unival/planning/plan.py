@@ -22,7 +22,8 @@ from unival.config import load_config
 from unival.data.mixture import RowSlice, with_steps
 from unival.errors import UserError
 from unival.model.modeling import MediaTokens, UnivalForConditionalGeneration
-from unival.schema import GroupConfig, RunConfig, Section, StageConfig, TokenizerConfig
+from unival.schema import GroupConfig, RunConfig, StageConfig, TokenizerConfig
+from unival.sections import Section
 from unival.tasks.base import get_task
 from unival.training.optim import freeze
 from unival.training.sketch import Sketch, sketch
