@@ -181,9 +181,9 @@ def test_a_folder_that_is_not_there_names_the_built_in_models() -> None:
         resolve_model_dir("nowhere")
 
 
-def test_an_encoder_that_the_model_has_not_is_the_users_error() -> None:
+def test_an_encoder_that_the_model_has_not_is_the_users_error(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.model()
-    model.config.audio_encoder = None
+    monkeypatch.setattr(model.config, "audio_encoder", None)
     with pytest.raises(UserError, match="this model has no audio_encoder"):
         load_encoder(model, "audio_encoder", "unival-tiny-audio")
 
