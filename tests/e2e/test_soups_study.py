@@ -362,18 +362,19 @@ def test_a_training_ends_with_the_study_that_was_killed() -> None:
     finally:
         asker.kill()
         asker.wait()
-    for _ in range(600):
-        if not any(is_running(pid) for pid in pids):
-            return
-        time.sleep(0.1)
-    pytest.fail("the training went on")
+    wait_for_end(pids)
 
 
 @pytest.mark.slow
 def test_processes_that_score_end_with_the_study_that_was_killed() -> None:
-    endless = "    Path(f'{os.getpid()}.pid').write_text('here\\n')\n    time.sleep(600)\n    return ModelEvaluator"
+    endless = (
+        "    if multiprocessing.parent_process():  # the study itself scores the start before everything else\n"
+        "        Path(f'{os.getpid()}.pid').write_text('here\\n')\n"
+        "        time.sleep(600)\n"
+        "    return ModelEvaluator"
+    )
     text = SCORES.replace("    return ModelEvaluator", endless)
-    Path("study_scores.py").write_text("import os, time\nfrom pathlib import Path\n" + text)
+    Path("study_scores.py").write_text("import multiprocessing, os, time\nfrom pathlib import Path\n" + text)
     changes = ["seeds=[1]", "merges={}", "evaluation.selection=null", "spider=null", "paths=[]", "pairs.0.chains=[]"]
     words = [sys.executable, "-m", "soups", "study", "run", "study.yaml", *changes, "-o", "out", "--workers", "2"]
     root = Path(__file__).resolve().parents[2]
@@ -389,11 +390,7 @@ def test_processes_that_score_end_with_the_study_that_was_killed() -> None:
     finally:
         asker.kill()
         asker.wait()
-    for _ in range(600):
-        if not any(is_running(pid) for pid in pids):
-            return
-        time.sleep(0.1)
-    pytest.fail("they went on")
+    wait_for_end(pids)
 
 
 def waited_for(name: str) -> str:
@@ -402,6 +399,14 @@ def waited_for(name: str) -> str:
             return Path(name).read_text()
         time.sleep(0.1)
     pytest.fail(f"no {name}")
+
+
+def wait_for_end(pids: list[int]) -> None:
+    for _ in range(600):
+        if not any(is_running(pid) for pid in pids):
+            return
+        time.sleep(0.1)
+    pytest.fail(f"of the processes {pids}, not all have ended")
 
 
 def is_running(pid: int) -> bool:

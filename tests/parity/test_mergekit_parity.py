@@ -78,6 +78,11 @@ def recipes(folder):
     }
 
 
+def finetuned(start: dict[str, torch.Tensor], generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """What training away from `start` could have given."""
+    return {name: value + 0.3 * torch.randn(value.shape, generator=generator) for name, value in start.items()}
+
+
 @pytest.fixture(scope="module")
 def merged_by_mergekit(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mergekit")
@@ -85,8 +90,7 @@ def merged_by_mergekit(tmp_path_factory):
     base = {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
     save_file(base, folder / "base.safetensors")
     for name in "abc":
-        moved = {key: value + 0.3 * torch.randn(value.shape, generator=generator) for key, value in base.items()}
-        save_file(moved, folder / f"{name}.safetensors")
+        save_file(finetuned(base, generator), folder / f"{name}.safetensors")
     paths = []
     for name, recipe in recipes(folder).items():
         paths.append(folder / f"{name}.yaml")
@@ -190,9 +194,9 @@ def whole_models(tmp_path_factory):
     generator = torch.Generator().manual_seed(1)
     start = {name: torch.randn(shape, generator=generator) for name, shape in LLAMA_SHAPES.items()}
     for name in ("base", "a", "b"):
-        moved = {key: value + 0.3 * torch.randn(value.shape, generator=generator) for key, value in start.items()}
         (folder / name).mkdir()
-        save_file(start if name == "base" else moved, folder / name / "model.safetensors", metadata={"format": "pt"})
+        weights = start if name == "base" else finetuned(start, generator)
+        save_file(weights, folder / name / "model.safetensors", metadata={"format": "pt"})
         (folder / name / "config.json").write_text(json.dumps(LLAMA))
     for name, recipe in whole_recipes(folder).items():
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
