@@ -143,6 +143,12 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("start/model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing is most of the time of a study of two numbers."""
+    monkeypatch.setattr("soups.study.run.save_figures", two_small_figures)
+
+
 def trainings() -> list[str]:
     path = Path("trained.txt")
     return path.read_text().splitlines() if path.is_file() else []
@@ -152,6 +158,7 @@ def without_times(report: dict) -> dict:
     return {key: value for key, value in report.items() if key != "timing"}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_start_in_bfloat16_mixes_with_specialists_in_float32(tmp_path: Path) -> None:
     Path("trainer.py").write_text(TRAINER.replace("read(args.start), float", "(0.0, 0.0), float"))
     merges = {"WiSE-FT": {"start_weight": 0.5}, "TIES": {"method": "ties", "params": {"density": 1.0}}}
@@ -213,8 +220,8 @@ def test_the_page_needs_nothing_from_outside() -> None:
         assert Path("out", name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_workers_change_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("soups.study.run.save_figures", two_small_figures)
+@pytest.mark.usefixtures("undrawn")
+def test_workers_change_no_number() -> None:
     study = load_study(Path("study.yaml"), ["seeds=[1]", "resamples=20"])
     alone = run_study(study, Path("alone"))
     order = trainings()
@@ -249,6 +256,7 @@ def test_each_of_several_trainings_has_its_part_of_the_machine(monkeypatch: pyte
     assert Path("log.txt").read_text() == "2 7\n"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_scores_are_those_of_the_content_of_a_file() -> None:
     text = SCORES.replace(
         "def evaluator(path, shift=0.0, samples=40):",
@@ -263,6 +271,7 @@ def test_scores_are_those_of_the_content_of_a_file() -> None:
     assert len(trainings()) == 4
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_trainers_that_read_files_are_given_files() -> None:
     text = TRAINER.replace('pathlib.Path(path, "model.safetensors")', "pathlib.Path(path)")
     Path("trainer.py").write_text(text)
@@ -272,6 +281,7 @@ def test_trainers_that_read_files_are_given_files() -> None:
     assert len(trainings()) == 6
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_only_what_changed_is_done_again() -> None:
     small = ["seeds=[1]", "merges={}", "spider=null", "paths=[]", "pairs.0.chains=[]"]
     first = run_study(load_study(Path("study.yaml"), small), Path("out"))
@@ -285,9 +295,9 @@ def test_only_what_changed_is_done_again() -> None:
     assert len(trainings()) == 5 + 3  # `up` with this rate is there
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.slow
-def test_a_study_that_is_killed_at_every_write_ends_with_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("soups.study.run.save_figures", two_small_figures)  # drawing is most of the time
+def test_a_study_that_is_killed_at_every_write_ends_with_the_same_numbers() -> None:
     merges = "{greedy: {method: greedy, metric: mean}, fusing: {chain: fusing}}"
     overrides = [
         "seeds=[1]",

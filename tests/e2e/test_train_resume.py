@@ -119,7 +119,7 @@ def test_processes_and_accumulation_change_rounding_only(
     assert min(near) > 0.95
 
 
-@pytest.mark.parametrize(("first", "then"), [("fsdp", "alone"), ("alone", "fsdp")])
+@pytest.mark.parametrize(("first", "then"), [("fsdp", "alone"), pytest.param("alone", "fsdp", marks=pytest.mark.slow)])
 def test_a_run_moves_between_kinds_and_numbers_of_processes(tmp_path: Path, alone: Path, first: str, then: str) -> None:
     begun = exact_settings(tmp_path / "run", first)
     assert all(ranks.run(ranks.train_until, KINDS[first][1], begun, 1))

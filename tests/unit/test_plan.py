@@ -1,7 +1,9 @@
 """The planner: its counts are those of the model, of torch's own counter, and of arithmetic by hand."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +39,24 @@ def one_stage() -> RunConfig:
     return run(stages=[run().stages[0].model_dump()])
 
 
+PlannedIn = Callable[[str], StagePlan]
+
+
 @pytest.fixture(scope="module")
-def planned(one_stage: RunConfig) -> StagePlan:
-    (found,) = estimate(one_stage)
-    return found
+def planned_in(one_stage: RunConfig) -> PlannedIn:
+    """Return the plan of the stage in a precision; each is made once."""
+
+    @cache
+    def find(precision: str) -> StagePlan:
+        (found,) = estimate(one_stage.model_copy(update={"precision": precision}))
+        return found
+
+    return find
+
+
+@pytest.fixture(scope="module")
+def planned(one_stage: RunConfig, planned_in: PlannedIn) -> StagePlan:
+    return planned_in(one_stage.precision)
 
 
 def group(**fields: Any) -> GroupConfig:
@@ -176,12 +192,19 @@ def test_time_follows_from_arithmetic_traffic_and_the_data_sheet(one_stage: RunC
     ],
 )
 def test_the_peak_is_that_of_the_precision_a_gpu_has(
-    one_stage: RunConfig, name: str, precision: str, expected: str, peak: float
+    one_stage: RunConfig,
+    planned_in: PlannedIn,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    precision: str,
+    expected: str,
+    peak: float,
 ) -> None:
+    monkeypatch.setattr("unival.planning.cost.estimate", lambda config, world: [planned_in(config.precision)])
     config = one_stage.model_copy(update={"precision": precision})
     found = report(config, name, 1, 0.5)
     assert (found["precision"], found["peak"]) == (expected, peak)
-    (planned,) = estimate(one_stage.model_copy(update={"precision": expected}))
+    planned = planned_in(expected)
     (shown,) = found["stages"]
     assert shown["groups"][0]["activations"] == planned.groups[0].activations
     assert shown["costs"][0]["seconds"] == pytest.approx(
