@@ -10,6 +10,7 @@ import pickletools
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,6 @@ class Namespace:
     pass
 stub.Namespace = Namespace
 
-state = torch.load(sys.argv[1], map_location="cpu", weights_only=False)
-foreign = {"unival", "transformers", "fairseq", "omegaconf"} & {name.split(".")[0] for name in sys.modules}
-
 # Its configuration class takes plain values only; the model's arguments are passed through.
 def leaves(value):
     if isinstance(value, dict):
@@ -43,34 +41,49 @@ def leaves(value):
         return {leaf for item in value for leaf in leaves(item)}
     return {type(value).__name__}
 
-if state["args"] is not None:
-    model, groups = state["args"], {}
-else:
-    model = state["cfg"]["model"]
-    groups = {name: group for name, group in state["cfg"].items() if name != "model"}
-history = state["optimizer_history"][-1]
-print(json.dumps({
-    "foreign": sorted(foreign),
-    "keys": list(state),
-    "leaves": sorted(leaves(groups)),
-    "kind": type(model) is Namespace,
-    "model": vars(model),
-    "task": groups.get("task"),
-    "print_alignment": (groups.get("generation") or {}).get("print_alignment", "absent"),
-    "history": [history[name] for name in ("criterion_name", "optimizer_name", "num_updates")],
-    "epoch": state["extra_state"]["train_iterator"]["epoch"],
-    "optimizer": state.get("last_optimizer_state"),
-    "tensors": {name: [str(tensor.dtype), list(tensor.shape), tensor.is_contiguous()]
-                for name, tensor in state["model"].items()},
-    "tied": len({state["model"][name].data_ptr() for name in sys.argv[2:]}),
-}))
+def content(path):
+    state = torch.load(path, map_location="cpu", weights_only=False)
+    foreign = {"unival", "transformers", "fairseq", "omegaconf"} & {name.split(".")[0] for name in sys.modules}
+
+    if state["args"] is not None:
+        model, groups = state["args"], {}
+    else:
+        model = state["cfg"]["model"]
+        groups = {name: group for name, group in state["cfg"].items() if name != "model"}
+    history = state["optimizer_history"][-1]
+    return json.dumps({
+        "foreign": sorted(foreign),
+        "keys": list(state),
+        "leaves": sorted(leaves(groups)),
+        "kind": type(model) is Namespace,
+        "model": vars(model),
+        "task": groups.get("task"),
+        "print_alignment": (groups.get("generation") or {}).get("print_alignment", "absent"),
+        "history": [history[name] for name in ("criterion_name", "optimizer_name", "num_updates")],
+        "epoch": state["extra_state"]["train_iterator"]["epoch"],
+        "optimizer": state.get("last_optimizer_state"),
+        "tensors": {name: [str(tensor.dtype), list(tensor.shape), tensor.is_contiguous()]
+                    for name, tensor in state["model"].items()},
+        "tied": len({state["model"][name].data_ptr() for name in sys.argv[1:]}),
+    })
+
+for line in sys.stdin:
+    print(content(line.rstrip()), flush=True)
 """
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Load a file in a process of its own and return what is in it."""
-    done = subprocess.run([sys.executable, "-c", READER, str(path), *TIED], capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
+@pytest.fixture(scope="module")
+def read() -> Iterator[Callable[[Path], dict[str, Any]]]:
+    """Give a function that has a file loaded by a process without our code, and returns what is in it."""
+    words = [sys.executable, "-c", READER, *TIED]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+
+        def ask(path: Path) -> dict[str, Any]:
+            print(path, file=process.stdin, flush=True)
+            assert process.stdout is not None
+            return json.loads(process.stdout.readline())
+
+        yield ask
 
 
 def globals_of(path: Path) -> set[str]:
@@ -109,7 +122,9 @@ def test_a_file_of_ours_asks_for_nothing_that_the_original_does_not_write(writte
     }
 
 
-def test_the_original_finds_everything_that_its_loader_looks_for(written: tuple[str, Path]) -> None:
+def test_the_original_finds_everything_that_its_loader_looks_for(
+    written: tuple[str, Path], read: Callable[[Path], dict[str, Any]]
+) -> None:
     kind, path = written
     found = read(path)
     assert found["foreign"] == []
@@ -131,7 +146,7 @@ def test_the_original_finds_everything_that_its_loader_looks_for(written: tuple[
         assert found["print_alignment"] is None
 
 
-def test_a_model_trained_here_names_all_its_sizes(tmp_path: Path) -> None:
+def test_a_model_trained_here_names_all_its_sizes(tmp_path: Path, read: Callable[[Path], dict[str, Any]]) -> None:
     options = {"adapter_dim": 4, "adapter_per_modality": True, "decoder_prompt_length": 3, "prompt_hidden_dim": 5}
     model = tiny.build_model(**options)
     save_model(tmp_path / "model", model, tiny.processor())
