@@ -171,7 +171,7 @@ def save_model(
     Args:
         folder: Destination.
         model, processor: What to write.
-        dtype: Store floating-point weights like this; None keeps them.
+        dtype: Store floating-point weights like this, those of mel and Fourier tables excepted; None keeps them.
         card: Text of README.md, the model card.
     """
     with atomic_folder(folder) as temporary:
@@ -192,7 +192,10 @@ def write_model(
     state = model.state_dict() if state is None else state
     state = {k: v.detach().cpu().contiguous() for k, v in state.items() if k not in model._tied_weights_keys}
     if dtype is not None:
-        state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
+        exact = set(model._keep_in_fp32_modules_strict)  # tables that are computed, and are used in float32
+        state = {
+            k: v.to(dtype) if v.is_floating_point() and exact.isdisjoint(k.split(".")) else v for k, v in state.items()
+        }
     with quiet_transformers():
         model.config.architectures = [type(model).__name__]
         model.config.save_pretrained(folder)

@@ -8,13 +8,15 @@ import torch
 from torch.nn import functional as F
 
 from tests import tiny
-from unival.batch import Modality
+from unival.batch import Batch, Example, Modality
 from unival.checkpoint import load_model, save_model
 from unival.errors import UserError
 from unival.generate import score_answers
 from unival.model.layers import Attention, EncoderLayer
+from unival.model.linear import Linear, onto_rows
 from unival.model.modeling import UnivalForConditionalGeneration
 from unival.model.tuning import Adapter, LowRankLinear, PrefixEncoder, TwinAdapter
+from unival.objectives.cross_entropy import Objective as CrossEntropy
 from unival.schema import OptimConfig, StageConfig
 from unival.training.building import rebuild
 from unival.training.optim import build_optimizer, freeze
@@ -236,6 +238,36 @@ def test_lora_on_tables_and_projection_acts_in_forward_search_and_scores() -> No
     inputs = {"input_ids": PROMPT, **tiny.media("image", 2)}
     first = model(**inputs, decoder_input_ids=torch.zeros(2, 1, dtype=torch.long)).logits[:, 0, [40, 41]]
     torch.testing.assert_close(score_answers(model, inputs, [[40], [41]]), first.log_softmax(-1), atol=1e-5, rtol=1e-5)
+
+
+class Doubled(torch.nn.Module):
+    """A projection with something beside its matrix, as PEFT has."""
+
+    def __init__(self, base: torch.nn.Module) -> None:
+        super().__init__()
+        self.base, self.weight = base, base.weight
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return 2 * self.base(features)
+
+
+@pytest.mark.parametrize("rows", [None, [5, 2], torch.tensor([0, 3, 3])], ids=["all", "list", "tensor"])
+@pytest.mark.parametrize("wrap", [lambda linear: linear, Doubled], ids=["plain", "wrapped"])
+def test_some_outputs_are_those_of_the_whole_projection(wrap: Any, rows: Any) -> None:
+    projection, features = wrap(Linear(4, 7, bias=False)), torch.randn(2, 3, 4)
+    whole = projection(features)
+    expected = whole if rows is None else whole[..., rows]
+    torch.testing.assert_close(onto_rows(projection, rows)(features), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_a_constrained_loss_sees_what_is_beside_the_matrix_of_the_projection() -> None:
+    examples = [Example(str(index), "", record={}) for index in range(2)]
+    target = torch.tensor([[4, 7, 2], [5, 2, 1]])
+    model, batch = tiny.build_model().eval(), Batch({"input_ids": PROMPT}, target, examples, ["caption", "caption"])
+    plain = CrossEntropy(tiny.processor(), constraint_range=[4, 8])(model, batch).value
+    model.decoder.output_projection = Doubled(model.decoder.output_projection)
+    doubled = CrossEntropy(tiny.processor(), constraint_range=[4, 8])(model, batch).value
+    assert (doubled - plain).abs() > 1e-3
 
 
 def test_low_rank_updates_are_small_matrices_beside_the_queries_and_values() -> None:

@@ -3,12 +3,11 @@
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from unival.batch import pad
 from unival.generate.trie import AnswerTrie
-from unival.model.linear import Linear
+from unival.model.linear import onto_rows
 from unival.model.modeling import UnivalEncoderOutput, UnivalForConditionalGeneration
 
 
@@ -45,7 +44,7 @@ def score_answers(
         features = last_features(model, encoded, prompts, paths)
         for index, path in enumerate(paths):
             children = trie.children(path)
-            choice = logits_of(model.decoder.output_projection, features[:, index], children)
+            choice = onto_rows(model.decoder.output_projection, children)(features[:, index])
             choice = choice.float().log_softmax(-1)  # B children
             log_probs |= {(path, token): choice[:, column] for column, token in enumerate(children)}
     none: Tensor = encoded.last_hidden_state.new_zeros(len(ids), dtype=torch.float32)  # a token without an alternative
@@ -55,13 +54,6 @@ def score_answers(
         terms = [log_probs.get((path[:length], token), none) for length, token in enumerate(path)]
         columns.append(torch.stack(terms).sum(0))
     return torch.stack(columns, dim=1)
-
-
-def logits_of(projection: nn.Module, features: Tensor, ids: Sequence[int]) -> Tensor:
-    """Return the logits (B, ids) of some ids only; PEFT may have put something beside the matrix."""
-    if type(projection) is Linear:
-        return F.linear(features, projection.weight[ids])
-    return projection(features)[:, ids]
 
 
 def last_features(

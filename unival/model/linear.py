@@ -1,9 +1,11 @@
 """A linear map that knows what a decoding step looks like to a processor: one large matrix, few rows."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 FEW_ROWS = 128
 LARGE = 2**19  # entries; smaller matrices stay in the cache, and gain nothing
@@ -28,3 +30,13 @@ class Linear(nn.Linear):
         if not (0 < rows <= FEW_ROWS and self.weight.numel() >= LARGE and is_plain):
             return super().forward(input)
         return _product(input, self.weight, self.bias, "none", [], "")
+
+
+def onto_rows(linear: nn.Module, rows: Tensor | Sequence[int] | None) -> Callable[[Tensor], Tensor]:
+    """Return `linear`, or the map to some of its outputs only: features (..., in) to (..., rows)."""
+    if rows is None:
+        return linear
+    if type(linear) is Linear:
+        weight = linear.weight[rows]
+        return lambda features: F.linear(features, weight)
+    return lambda features: linear(features)[..., rows]  # PEFT has put something beside the matrix

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from unival.batch import Batch
 from unival.errors import UserError
+from unival.model.linear import onto_rows
 from unival.model.modeling import MEDIA_INPUTS, MediaTokens, UnivalEncoderOutput, UnivalForConditionalGeneration
 
 # float32 logits that exist at a time; they are several times as large as all else in a step with 59,457 symbols
@@ -74,7 +75,7 @@ def log_likelihood(
 
     With `columns` (`allowed_ids`) it is that among these ids.
     """
-    project = projection(model, columns)
+    project = onto_rows(model.decoder.output_projection, columns)
 
     def score(features: Tensor, ids: Tensor) -> Tensor:
         logits = project(features).float()
@@ -82,14 +83,6 @@ def log_likelihood(
 
     ids = found.ids if columns is None else column_of(found.ids, columns)
     return by_chunks(score, [found.features, ids], model.config.vocab_size if columns is None else len(columns))
-
-
-def projection(model: UnivalForConditionalGeneration, columns: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """Return the map from features to logits, of all ids or of `columns` only."""
-    if columns is None:
-        return model.decoder.output_projection
-    weight = model.decoder.output_projection.weight[columns]
-    return lambda features: F.linear(features, weight)
 
 
 def allowed_ids(constraint_range: Sequence[int] | None, vocab_size: int, device: torch.device) -> Tensor | None:

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache
 
+from unival.model.linear import onto_rows
 from unival.model.modeling import UnivalEncoderOutput, UnivalForConditionalGeneration
-from unival.objectives._likelihood import projection
 
 UNKNOWN = 3  # id of `<unk>`
 BLOCK = 64  # symbols
@@ -59,7 +59,7 @@ def draw(
     last = torch.full((rows * group, 1), config.bos_token_id, device=device)
     layers: list[Any] = [FixedLayer(max_new_tokens) for _ in model.decoder.layers]
     cache = EncoderDecoderCache(Cache(layers=layers), DynamicCache())
-    project = projection(model, columns)
+    project = onto_rows(model.decoder.output_projection, columns)
     never = [config.pad_token_id, config.bos_token_id] + [UNKNOWN] * (columns is not None)
     tokens, scores = [], []
     for step in range(max_new_tokens):

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from unival.batch import Batch
 from unival.errors import UserError
 from unival.generate.trie import AnswerTrie
+from unival.model.linear import onto_rows
 from unival.model.modeling import MediaTokens, UnivalForConditionalGeneration
 from unival.model.processing import UnivalProcessor
 from unival.objectives._likelihood import (
@@ -169,9 +170,8 @@ class Objective:
             inputs.append(confidences(batch, self.confidence).to(row.device)[row])
 
         columns = allowed_ids(self.constraint_range, config.vocab_size, ids.device)
-        weight = None
+        project = onto_rows(model.decoder.output_projection, columns)
         if columns is not None:
-            weight = model.decoder.output_projection.weight[columns]
             inputs[1] = column_of(ids, columns)
 
         def score(features: Tensor, ids: Tensor, index: Tensor, confidence: Tensor | None = None) -> Tensor:
@@ -180,8 +180,7 @@ class Objective:
                 mask = answer_mask([allowed[i] for i in index.tolist()], config.vocab_size, ids.device)
             log_probs = []
             for half in features.unbind(1):
-                logits = model.decoder.output_projection(half) if weight is None else F.linear(half, weight)
-                log_probs.append(log_probabilities(logits, mask, confidence))
+                log_probs.append(log_probabilities(project(half), mask, confidence))
             return self._score(log_probs, ids, mask, config.vocab_size)
 
         width = config.vocab_size if columns is None else len(columns)
