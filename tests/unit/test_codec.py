@@ -19,6 +19,7 @@ from unival.codec.layers import nearest
 from unival.codec.running_table import RunningTable, spread
 from unival.codec.train import SMALL, colour_axes, fit, initialised, picture_loss, save_codec, train_codec
 from unival.codec.vqgan import VQGAN, CodecConfig, inferred_config
+from unival.data.scenes import ImageScenes
 from unival.errors import UserError, run_cli
 
 GUMBEL = CodecConfig(
@@ -277,6 +278,22 @@ def test_pictures_go_to_codes_and_back_on_the_command_line(tmp_path: Path, capsy
         coded.write_bytes(content)
         assert run("codec", "decode", coded, tmp_path, *options) == 2
         assert message in capsys.readouterr().err
+
+
+def test_pictures_of_the_world_are_encoded_once_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_codec(codec(TINY), tmp_path / "codec")
+    out, options = tmp_path / "coded.jsonl", ["--codec", tmp_path / "codec", "--side", 16]
+    source = "{world: train, limit: 3, content: detailed_caption, options: {max_objects: 1}}"
+    assert run("codec", "encode", source, out, *options) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    scenes = ImageScenes("train", max_objects=1)
+    assert [row["caption"].rpartition(" on ")[0] for row in rows] == [scenes[index].caption for index in range(3)]
+    pixels = torch.stack([to_pixels(scenes[index].image, 16) for index in range(3)])
+    assert [row["codes"] for row in rows] == load_codec(tmp_path / "codec").encode(pixels).flatten(1).tolist()
+    for wrong, message in (("{world: tset}", "did you mean 'test'"), ("{world: [}", "not valid YAML")):
+        assert run("codec", "encode", wrong, out, *options) == 2
+        assert message in capsys.readouterr().err
+    assert len(out.read_text().splitlines()) == 3
 
 
 def test_wrong_places_and_descriptions_are_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

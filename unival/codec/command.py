@@ -3,10 +3,11 @@
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
+from unival.config import load_config
 from unival.errors import UserError
 
 app = typer.Typer(help="Pictures as codes, for text-to-image.", no_args_is_help=True)
@@ -17,7 +18,7 @@ BATCH_SIZE = 16
 
 @app.command()
 def encode(
-    manifest: Annotated[Path, typer.Argument(help="Manifest of pictures with captions.")],
+    source: Annotated[str, typer.Argument(help="Manifest of pictures with captions, or {a source as in a config}.")],
     out: Annotated[Path, typer.Argument(help="Manifest to write: the text fields and `codes`.")],
     codec: CodecOption,
     side: Annotated[int, typer.Option("--side", min=8, help="Pixels that pictures are squashed to.")] = 256,
@@ -26,30 +27,31 @@ def encode(
     """Write a manifest for text-to-image.
 
     Example: unival codec encode data/coco/train.jsonl data/coco_codes/train.jsonl --codec vqgan/model.ckpt
+
+    Example: unival codec encode "{world: test, content: detailed_caption}" codes.jsonl --codec codecs/mine --side 64
     """
     import torch
 
     from unival.atomic import replacing
     from unival.codec.base import load_codec, to_pixels
-    from unival.data.manifest import ManifestRows
     from unival.log import track
 
-    if out.resolve() == manifest.resolve():
+    if out.resolve() == Path(source).resolve():
         raise UserError("the codes would replace the manifest of the pictures", str(out), "give another file to write")
-    network, rows = load_codec(codec), ManifestRows(manifest)
-    starts = range(0, len(rows), BATCH_SIZE)
+    network, rows = load_codec(codec), pictures_of(source)
+    indices = range(0, len(rows), rows.variants)  # of rows about one picture, the first
     with replacing(out) as file:
-        for start in track(starts, "encode", len(starts)):
-            part = [rows[index] for index in range(start, min(start + BATCH_SIZE, len(rows)))]
+        for start in track(range(0, len(indices), BATCH_SIZE), "encode", -(-len(indices) // BATCH_SIZE)):
+            part = [rows[index] for index in indices[start : start + BATCH_SIZE]]
             without = next((row["uid"] for row in part if "image" not in row), None)
             if without is not None:
-                raise UserError("a row has no picture", where=f"{manifest}: {without}", fix="give it `image`")
+                raise UserError("a row has no picture", where=f"{source}: {without}", fix="give it `image`")
             grids = network.encode(torch.stack([to_pixels(row["image"], side) for row in part]))
             for row, grid in zip(part, grids, strict=True):
                 texts = {name: value for name, value in row.items() if name not in {"image", "media_id", "codes"}}
                 file.write(json.dumps(texts | {"codes": grid.flatten().tolist()}, ensure_ascii=False) + "\n")
-    summary = {"rows": len(rows), "codes": (side // network.patch) ** 2, "written": str(out)}
-    print(json.dumps(summary) if as_json else f"{len(rows)} pictures of {summary['codes']} codes: {out}")
+    summary = {"rows": len(indices), "codes": (side // network.patch) ** 2, "written": str(out)}
+    print(json.dumps(summary) if as_json else f"{len(indices)} pictures of {summary['codes']} codes: {out}")
 
 
 @app.command()
@@ -113,17 +115,36 @@ def score(
 def train(
     out: Annotated[Path, typer.Argument(help="Folder for the codec.")],
     steps: Annotated[int, typer.Option("--steps", min=1, help="Updates of 8 pictures each.")] = 1000,
+    patch: Annotated[Literal["4", "8"], typer.Option("--patch", help="Pixels along the side of a code.")] = "4",
     seed: Annotated[int, typer.Option("--seed")] = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a small codec on the embedded world (64 pixels as 256 codes); prints its error on held-out pictures.
+    """Train a small codec on the embedded world (64 pixels as 256 or 64 codes); prints its error on held-out pictures.
 
     Example: unival codec train codecs/mine --steps 1000
     """
-    from unival.codec.train import train_codec
+    from unival.codec.train import SIZES, train_codec
 
-    report = train_codec(out, steps=steps, seed=seed)
+    report = train_codec(out, steps=steps, seed=seed, config=SIZES[int(patch)])
     print(json.dumps(report) if as_json else "\n".join(f"{name}: {value}" for name, value in report.items()))
+
+
+def pictures_of(source: str) -> Any:
+    """Open a manifest, or what a configuration says under `source`.
+
+    Raises:
+        UserError: If it is missing or malformed.
+    """
+    from unival.data.source import open_source
+    from unival.schema import SourceConfig
+    from unival.sections import Section
+
+    class Asked(Section):
+        source: SourceConfig
+
+    text = source if source.startswith("{") else json.dumps({"manifest": source})
+    asked = load_config(None, [f"source={text}"], Asked)
+    return open_source(asked.source, "caption", "image")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Train a small codec on the embedded world: pictures of 64 pixels as 16 x 16 codes out of 512.
+"""Train a small codec on the embedded world: pictures of 64 pixels as 16 x 16 (or 8 x 8) codes out of 512.
 
     unival codec train codecs/mine
 
@@ -9,7 +9,7 @@ perceptual loss: the pictures are flat drawings, and the codec must stay small.
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ SMALL = CodecConfig(
     # right before the pixels, so many small groups leave little that tells one background from another.
     groups=1,
 )
+SIZES = {4: SMALL, 8: replace(SMALL, multipliers=(1, 2, 4, 4))}  # by pixels along the side of a code
 SIDE = 64
 CONTINUOUS = 0.2  # of the steps have no table
 SETTLED = 0.8  # of the steps are over when vectors stop being moved
