@@ -1,10 +1,12 @@
 """The one error that a person's wrong input raises, and the boundary at which the command line reports it."""
 
+import errno
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from typing import NoReturn
 
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # writing into an open file does not name it
 MAX_LINE_CHARS = 600
 MAX_LISTED_CHOICES = 20
 
@@ -74,7 +76,7 @@ def run_cli(app: Callable[..., object], argv: Sequence[str] | None = None) -> No
     try:
         app(args=[argument for argument in options if argument != "--debug"] + rest)
     except (UserError, OSError) as raised:
-        is_ours = not isinstance(raised, UserError) and raised.filename is None
+        is_ours = not isinstance(raised, UserError) and raised.filename is None and raised.errno not in DISK_ERRORS
         if is_debug or is_ours:
             raise
         error = raised if isinstance(raised, UserError) else refused_file(raised)
@@ -86,7 +88,8 @@ def run_cli(app: Callable[..., object], argv: Sequence[str] | None = None) -> No
 def refused_file(error: OSError) -> UserError:
     """Say in a line which file the system refuses."""
     fix = "check its name, the space on the disk and what you may read and write; --debug shows who wanted it"
-    return UserError(f"a file cannot be read or written: {error.strerror or error}", str(error.filename), fix)
+    where = None if error.filename is None else str(error.filename)
+    return UserError(f"a file cannot be read or written: {error.strerror or error}", where, fix)
 
 
 def _one_line(text: str) -> str:

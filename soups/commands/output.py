@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import itertools
 import json
@@ -12,6 +13,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import typer
+
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # writing into an open file does not name it
 
 
 def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
@@ -31,10 +34,11 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(2) from None
         except OSError as error:
             # A path that is a folder, a file, full or forbidden; others are defects and show where they are.
-            if kwargs.get("debug") or error.filename is None:
+            if kwargs.get("debug") or (error.filename is None and error.errno not in DISK_ERRORS):
                 raise
+            where = "" if error.filename is None else f"\n  where: {error.filename}"
             fix = "check the path, its permissions and the disk"
-            print(f"error: {error.strerror}\n  where: {error.filename}\n  fix: {fix}", file=sys.stderr)
+            print(f"error: {error.strerror}{where}\n  fix: {fix}", file=sys.stderr)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             print("interrupted; the same command continues where it stopped", file=sys.stderr)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
+import typer
 from safetensors.torch import save_file
 from torch import nn
 from typer.testing import CliRunner
 
 from soups import merge as merge_module
 from soups.cli import app
+from soups.commands.output import reports_errors
 from soups.evaluators.function import ModelEvaluator
 from soups.search.learn import Objective
 
@@ -119,3 +123,14 @@ def test_the_scores_of_other_models_are_no_path(models: list[str], tmp_path: Pat
     assert "a sweep of other models: 'other' is none of them" in said
     result = CliRunner().invoke(app, ["diff", *models, "--results", str(tmp_path / "s"), "--json"])
     assert json.loads(result.stdout)["barriers"]
+
+
+def test_a_full_disk_is_no_defect_though_an_open_file_has_no_name(capsys):
+    def write(number: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with pytest.raises(typer.Exit):
+        reports_errors(write)(errno.ENOSPC)
+    assert capsys.readouterr().err.splitlines()[0] == "error: No space left on device"
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        reports_errors(write)(errno.EBADF)

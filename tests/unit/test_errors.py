@@ -94,6 +94,13 @@ def test_a_file_that_the_system_refuses_is_named_without_a_traceback(capsys: pyt
         run_cli(make_app(OSError("about no file")), [])
 
 
+def test_a_full_disk_is_no_defect_though_an_open_file_has_no_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(make_app(OSError(28, "No space left on device")), []) == 2
+    error, fix = capsys.readouterr().err.splitlines()
+    assert error == "error: a file cannot be read or written: No space left on device"
+    assert "the space on the disk" in fix
+
+
 def test_another_exception_is_a_defect_and_is_not_hidden() -> None:
     with pytest.raises(ZeroDivisionError):
         run_cli(make_app(ZeroDivisionError()), [])
