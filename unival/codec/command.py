@@ -7,13 +7,11 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from unival.config import load_config
 from unival.errors import UserError
 
 app = typer.Typer(help="Pictures as codes, for text-to-image.", no_args_is_help=True)
 CodecOption = Annotated[str, typer.Option("--codec", help="VQGAN checkpoint, or a folder of `codec train`.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-BATCH_SIZE = 16
 
 
 @app.command()
@@ -30,28 +28,10 @@ def encode(
 
     Example: unival codec encode "{world: test, content: detailed_caption}" codes.jsonl --codec codecs/mine --side 64
     """
-    import torch
+    from unival.codec.encode import encode_pictures
 
-    from unival.atomic import replacing
-    from unival.codec.base import load_codec, to_pixels
-    from unival.log import track
-
-    if out.resolve() == Path(source).resolve():
-        raise UserError("the codes would replace the manifest of the pictures", str(out), "give another file to write")
-    network, rows = load_codec(codec), pictures_of(source)
-    indices = range(0, len(rows), rows.variants)  # of rows about one picture, the first
-    with replacing(out) as file:
-        for start in track(range(0, len(indices), BATCH_SIZE), "encode", -(-len(indices) // BATCH_SIZE)):
-            part = [rows[index] for index in indices[start : start + BATCH_SIZE]]
-            without = next((row["uid"] for row in part if "image" not in row), None)
-            if without is not None:
-                raise UserError("a row has no picture", where=f"{source}: {without}", fix="give it `image`")
-            grids = network.encode(torch.stack([to_pixels(row["image"], side) for row in part]))
-            for row, grid in zip(part, grids, strict=True):
-                texts = {name: value for name, value in row.items() if name not in {"image", "media_id", "codes"}}
-                file.write(json.dumps(texts | {"codes": grid.flatten().tolist()}, ensure_ascii=False) + "\n")
-    summary = {"rows": len(indices), "codes": (side // network.patch) ** 2, "written": str(out)}
-    print(json.dumps(summary) if as_json else f"{len(indices)} pictures of {summary['codes']} codes: {out}")
+    summary = encode_pictures(source, out, codec, side)
+    print(json.dumps(summary) if as_json else f"{summary['rows']} pictures of {summary['codes']} codes: {out}")
 
 
 @app.command()
@@ -127,24 +107,6 @@ def train(
 
     report = train_codec(out, steps=steps, seed=seed, config=SIZES[int(patch)])
     print(json.dumps(report) if as_json else "\n".join(f"{name}: {value}" for name, value in report.items()))
-
-
-def pictures_of(source: str) -> Any:
-    """Open a manifest, or what a configuration says under `source`.
-
-    Raises:
-        UserError: If it is missing or malformed.
-    """
-    from unival.data.source import open_source
-    from unival.schema import SourceConfig
-    from unival.sections import Section
-
-    class Asked(Section):
-        source: SourceConfig
-
-    text = source if source.startswith("{") else json.dumps({"manifest": source})
-    asked = load_config(None, [f"source={text}"], Asked)
-    return open_source(asked.source, "caption", "image")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
