@@ -250,6 +250,35 @@ def demo(
 
 
 @app.command()
+def draw(
+    captions: Annotated[list[str], typer.Argument(help="What the pictures show.")],
+    model: Annotated[str, typer.Option("--model", help="Model folder that writes codes, or a built-in name.")],
+    codec: Annotated[str | None, typer.Option("--codec", help="VQGAN checkpoint or folder of `codec train`.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for one PNG file per caption.")] = Path("pictures"),
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Drawings; the most probable is kept.")] = 16,
+    topk: Annotated[int, typer.Option("--topk", min=1, help="Draw among so many codes.")] = 256,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw a picture from a caption.
+
+    Example: unival draw "a cat on a blue background" --model runs/pictures/model -o pictures
+    """
+    from unival.codec.base import write_picture
+    from unival.draw import draw as draw_pictures
+    from unival.memory import keep_freed_memory
+
+    keep_freed_memory()
+    pictures = draw_pictures(captions, model, codec, samples, topk, seed=seed)
+    pairs = zip(captions, pictures, strict=True)
+    rows = [
+        {"caption": caption, "picture": str(write_picture(out, number, caption, picture))}
+        for number, (caption, picture) in enumerate(pairs, start=1)
+    ]
+    print(json.dumps(rows) if as_json else "\n".join(f"{row['picture']}: {row['caption']}" for row in rows))
+
+
+@app.command()
 def tasks(as_json: JsonOption = False) -> None:
     """List tasks that `predict` knows."""
     print(json.dumps(list(PREDICT_TASKS)) if as_json else "\n".join(PREDICT_TASKS))

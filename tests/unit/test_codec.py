@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from tests import tiny
+from unival.checkpoint import save_model
 from unival.cli import app
 from unival.codec.base import load_codec, to_grid, to_picture, to_pixels
 from unival.codec.layers import nearest
@@ -294,6 +295,31 @@ def test_pictures_of_the_world_are_encoded_once_each(tmp_path: Path, capsys: pyt
         assert run("codec", "encode", wrong, out, *options) == 2
         assert message in capsys.readouterr().err
     assert len(out.read_text().splitlines()) == 3
+
+
+def test_captions_are_drawn_alike_with_one_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = tmp_path / "model"
+    save_model(model, tiny.model(), tiny.processor())
+    asked = ["draw", "a cat", "a dog", "--model", model, "-o", tmp_path / "drawn", "--samples", 2, "--topk", 8]
+    assert run(*asked) == 2
+    assert "the model has no codec" in capsys.readouterr().err
+    save_codec(codec(replace(TINY, num_codes=tiny.NUM_CODES - 1)), tmp_path / "small")
+    assert run(*asked, "--codec", tmp_path / "small", "--samples", 1, "--topk", 10**6) == 2
+    assert "give the codec that the model was trained with" in capsys.readouterr().err
+    assert not (tmp_path / "drawn").exists()
+    save_codec(codec(replace(TINY, num_codes=tiny.NUM_CODES)), model / "codec")
+    found = []
+    for seed in (0, 0, 1):
+        assert run(*asked, "--seed", seed, "--json") == 0
+        rows = json.loads(capsys.readouterr().out)
+        assert [row["caption"] for row in rows] == ["a cat", "a dog"]
+        found.append([np.asarray(Image.open(row["picture"])) for row in rows])
+    assert found[0][0].shape == (8, 8, 3)  # 4 x 4 codes of 2 pixels
+    assert all(np.array_equal(one, other) for one, other in zip(found[0], found[1], strict=True))
+    assert not np.array_equal(found[0][0], found[2][0])
+    assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == ["000001-a_cat.png", "000002-a_dog.png"]
+    assert run("draw", " ", "--model", model) == 2
+    assert "caption 0 is empty" in capsys.readouterr().err
 
 
 def test_wrong_places_and_descriptions_are_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

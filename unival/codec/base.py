@@ -4,15 +4,18 @@ A codec turns a picture into a grid of integers, one per square of `patch` pixel
 `<code_i>`, row by row (specification 4.6).
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from unival.atomic import replacing
 from unival.data.image import load_image
 from unival.errors import UserError
 
@@ -85,3 +88,11 @@ def to_grid(codes: Sequence[int], num_codes: int) -> Tensor:
         fix = "give the codec that the model was trained with"
         raise UserError(f"code {worst} is none of the codec's {num_codes}", fix=fix)
     return torch.tensor(codes).view(1, side, side)
+
+
+def write_picture(folder: Path, number: int, name: str, picture: np.ndarray) -> Path:
+    """Write a picture as PNG under its number and name and return the path."""
+    path = folder / f"{number:06d}-{re.sub(r'[^A-Za-z0-9_.-]+', '_', name)[:80]}.png"
+    with replacing(path, "wb") as file:
+        Image.fromarray(picture).save(file, "PNG")
+    return path

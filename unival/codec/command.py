@@ -1,7 +1,6 @@
 """`unival codec`: pictures to codes, codes to pictures, and a small codec of one's own."""
 
 import json
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -45,10 +44,7 @@ def decode(
 
     Example: unival codec decode runs/eval/predictions-pictures.jsonl pictures --codec vqgan/model.ckpt
     """
-    from PIL import Image
-
-    from unival.atomic import replacing
-    from unival.codec.base import load_codec, to_grid, to_picture
+    from unival.codec.base import load_codec, to_grid, to_picture, write_picture
 
     network, written = load_codec(codec), []
     for number, row in enumerate(read_rows(predictions), start=1):
@@ -57,9 +53,7 @@ def decode(
             fix = "give it `prediction` or `codes`, a list of numbers"
             raise UserError("a row has no codes", where=f"{predictions}:{number}", fix=fix)
         pixels = network.decode(to_grid(codes, network.num_codes))[0]
-        path = out / f"{number:06d}-{re.sub(r'[^A-Za-z0-9_.-]+', '_', str(row.get('uid', '')))[:80]}.png"
-        with replacing(path, "wb") as file:
-            Image.fromarray(to_picture(pixels)).save(file, "PNG")
+        path = write_picture(out, number, str(row.get("uid", "")), to_picture(pixels))
         written.append(str(path))
     print(json.dumps({"pictures": written}) if as_json else f"{len(written)} pictures: {out}")
 
