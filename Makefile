@@ -9,7 +9,7 @@ PYTHON ?= $(shell for python in python3.11 python3 python; do \
 PIP_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format notebooks pretrain-tiny clean
+.PHONY: help setup demo test check format notebooks pretrain-tiny pretrain-pictures clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
@@ -67,6 +67,17 @@ runs/lookup/model.safetensors: runs/pretrain-tiny/model
 pretrain-tiny: runs/lookup/model.safetensors runs/encoders/audio.safetensors ## Train the model that ships; complete parts are kept.
 	@$(BIN)/unival train configs/pretrain/tiny_lookup.yaml
 	@$(BIN)/python -m unival.tiny.ship runs/pretrain-tiny runs/pretrain-tiny-lookup --audio-encoder runs/encoders/audio.safetensors
+
+runs/pictures/codec/model.safetensors: | $(STAMP)
+	@$(BIN)/unival codec train runs/pictures/codec --patch 8 --steps 3000
+
+runs/pictures/train.jsonl: runs/pictures/codec/model.safetensors
+	@$(BIN)/unival codec encode "{world: train, limit: 12000, content: detailed_caption, options: {augment: false, concepts: cast, max_objects: 1}}" \
+		$@ --codec runs/pictures/codec --side 64
+
+pretrain-pictures: runs/pictures/train.jsonl ## Train the model that draws; complete parts are kept.
+	@$(BIN)/unival train configs/pretrain/pictures.yaml
+	@$(BIN)/python -m unival.tiny.ship_pictures runs/pictures/run --codec runs/pictures/codec
 
 clean: ## Remove caches and builds; keep .venv and runs.
 	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

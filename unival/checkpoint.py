@@ -23,7 +23,7 @@ from unival.model.processing import UnivalProcessor
 from unival.weights import bart_weights, encoder_weights, read_weights
 
 ASSETS = Path(__file__).parent / "assets"
-BUILT_IN = {"unival-tiny": ASSETS / "unival-tiny"}
+BUILT_IN = {name: ASSETS / name for name in ("unival-tiny", "unival-tiny-pictures")}
 COPY_AGAIN = "copy or convert it again"
 BUILT_IN_ENCODERS = {"unival-tiny-audio": ASSETS / "encoders" / "audio.safetensors"}
 

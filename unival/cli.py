@@ -255,21 +255,22 @@ def draw(
     model: Annotated[str, typer.Option("--model", help="Model folder that writes codes, or a built-in name.")],
     codec: Annotated[str | None, typer.Option("--codec", help="VQGAN checkpoint or folder of `codec train`.")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for one PNG file per caption.")] = Path("pictures"),
-    samples: Annotated[int, typer.Option("--samples", min=1, help="Drawings; the most probable is kept.")] = 16,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Drawings, of which one is kept.")] = 1,
+    judge: Annotated[str | None, typer.Option("--judge", help="Model that describes pictures and chooses one.")] = None,
     topk: Annotated[int, typer.Option("--topk", min=1, help="Draw among so many codes.")] = 256,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Draw a picture from a caption.
 
-    Example: unival draw "a cat on a blue background" --model runs/pictures/model -o pictures
+    Example: unival draw "a cat on a blue background" --model unival-tiny-pictures --samples 16 --judge unival-tiny
     """
     from unival.codec.base import write_picture
     from unival.draw import draw as draw_pictures
     from unival.memory import keep_freed_memory
 
     keep_freed_memory()
-    pictures = draw_pictures(captions, model, codec, samples, topk, seed=seed)
+    pictures = draw_pictures(captions, model, codec, samples, topk, seed=seed, judge=judge)
     pairs = zip(captions, pictures, strict=True)
     rows = [
         {"caption": caption, "picture": str(write_picture(out, number, caption, picture))}

@@ -9,8 +9,10 @@ import torch
 from unival.checkpoint import load_model, resolve_model_dir
 from unival.codec.base import load_codec, to_grid, to_picture
 from unival.errors import UserError
-from unival.evaluation.answering import generate
+from unival.evaluation.answering import hypotheses
 from unival.log import track
+from unival.model.modeling import UnivalForConditionalGeneration
+from unival.model.processing import UnivalProcessor
 from unival.tasks.base import get_task
 
 CODEC_FOLDER = "codec"  # in the folder of a model
@@ -20,10 +22,11 @@ def draw(
     captions: Sequence[str],
     model: str | Path,
     codec: str | Path | None = None,
-    samples: int = 16,
+    samples: int = 1,
     topk: int = 256,
     temperature: float = 1.0,
     seed: int = 0,
+    judge: str | Path | None = None,
 ) -> list[np.ndarray]:
     """Draw a picture for each caption.
 
@@ -31,26 +34,25 @@ def draw(
         captions: What the pictures show.
         model: A model folder that was trained on `text_to_image`, or the name of a built-in model.
         codec: VQGAN checkpoint, or a folder of `unival codec train`; by default `codec/` in the model's folder.
-        samples: Drawings per caption; the one whose codes are the most probable is returned.
+        samples: Drawings per caption, of which one is returned: that with the most probable codes, as the original does
+            without CLIP; it tends to be the plainest one.
         topk: Codes are drawn from so many of the most probable ones.
         temperature: Divides the logits.
         seed: Caption i is drawn with `seed + i`.
+        judge: A model that describes pictures; the drawing to which it gives the caption most probably is returned.
 
     Returns:
         Pictures, uint8 (H, W, 3).
 
     Raises:
-        UserError: If model or codec are missing, do not fit, or a caption is empty.
+        UserError: If a model or the codec are missing, do not fit, or a caption is empty.
     """
     empty = next((index for index, caption in enumerate(captions) if not caption.strip()), None)
     if empty is not None:
         raise UserError(f"caption {empty} is empty", fix="say what to draw")
-    folder = resolve_model_dir(model)
-    if codec is None and not (folder / CODEC_FOLDER).is_dir():
-        fix = "give the codec that it was trained with (--codec)"
-        raise UserError(f"the model has no codec: no folder {CODEC_FOLDER!r}", where=str(folder), fix=fix)
-    network = load_codec(codec or folder / CODEC_FOLDER)
-    loaded, processor = load_model(folder)
+    network = load_codec(codec or codec_of(model))
+    loaded, processor = load_model(model)
+    reader = None if judge is None else load_model(judge)
     task = get_task("text_to_image", {})
     options = {"sampling": True, "sampling_topk": topk, "temperature": temperature}
     pictures = []
@@ -59,7 +61,35 @@ def draw(
         inputs = processor.collate([task.example(record)]).inputs
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(seed + index)
-            (text,) = generate(loaded, processor, task, inputs, samples, options)
-        grid = to_grid(task.parse(text, record), network.num_codes)
-        pictures.append(to_picture(network.decode(grid)[0]))
+            (texts,) = hypotheses(loaded, processor, task, inputs, samples, options)
+        codes = [task.parse(text, record) for text in (texts if reader else texts[:1])]
+        drawn = [to_picture(network.decode(to_grid(each, network.num_codes))[0]) for each in codes]
+        best = int(caption_scores(*reader, drawn, caption).argmax()) if reader else 0
+        pictures.append(drawn[best])
     return pictures
+
+
+@torch.no_grad()
+def caption_scores(
+    model: UnivalForConditionalGeneration, processor: UnivalProcessor, pictures: Sequence[np.ndarray], caption: str
+) -> torch.Tensor:
+    """Return the log-probabilities (pictures,) that a model which describes pictures gives to a caption of each."""
+    task = get_task("caption", {})
+    examples = [task.example({"uid": str(i), "image": picture}) for i, picture in enumerate(pictures)]
+    inputs = processor.collate(examples).inputs
+    ids = torch.tensor(processor.encode([caption])).expand(len(pictures), -1)
+    log_probs = model(**inputs, decoder_input_ids=ids[:, :-1]).logits.log_softmax(-1)
+    return log_probs.gather(-1, ids[:, 1:, None]).sum((1, 2))
+
+
+def codec_of(model: str | Path) -> Path:
+    """Return the codec in a model's folder.
+
+    Raises:
+        UserError: If there is no such model, or it has none.
+    """
+    folder = resolve_model_dir(model) / CODEC_FOLDER
+    if not folder.is_dir():
+        fix = "give the codec that it was trained with (--codec)"
+        raise UserError(f"the model has no codec: no folder {CODEC_FOLDER!r}", where=str(model), fix=fix)
+    return folder

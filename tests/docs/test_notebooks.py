@@ -25,7 +25,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "grounding": {"NUM_ROWS": 9},
     "video": {"NUM_CAPTIONS": 4, "NUM_QUESTIONS": 8},
     "audio": {"NUM_ROWS": 6, "OVERRIDES": BRIEFLY},
-    "image_generation": {"STEPS": 4, "NUM_TRAIN": 16, "NUM_TEST": 8},
+    "image_generation": {"NUM_SAMPLES": 1, "THINGS": ("a pear", "a bus"), "COLOURS": ("blue",)},
     "merging": {"NUM_ROWS": 4, "NUM_POINTS": 3, "OVERRIDES": BRIEFLY},
     "rewarded_soup": {"NUM_ROWS": 4, "NUM_POINTS": 3, "OVERRIDES": REINFORCED},
     "unseen_style": {"NUM_ROWS": 4, "OVERRIDES": BRIEFLY},

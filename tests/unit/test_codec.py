@@ -21,7 +21,10 @@ from unival.codec.running_table import RunningTable, spread
 from unival.codec.train import SMALL, colour_axes, fit, initialised, picture_loss, save_codec, train_codec
 from unival.codec.vqgan import VQGAN, CodecConfig, inferred_config
 from unival.data.scenes import ImageScenes
+from unival.draw import caption_scores, draw
 from unival.errors import UserError, run_cli
+from unival.objectives.cross_entropy import Objective as CrossEntropy
+from unival.tasks.base import get_task
 
 GUMBEL = CodecConfig(
     channels=32, multipliers=(1, 2), res_blocks=1, attention=(1,), z_channels=16, embed_dim=16, num_codes=40
@@ -320,6 +323,33 @@ def test_captions_are_drawn_alike_with_one_seed(tmp_path: Path, capsys: pytest.C
     assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == ["000001-a_cat.png", "000002-a_dog.png"]
     assert run("draw", " ", "--model", model) == 2
     assert "caption 0 is empty" in capsys.readouterr().err
+
+
+def test_a_judge_chooses_the_drawing_to_which_it_gives_the_caption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_model(tmp_path, tiny.model(), tiny.processor())
+    save_codec(codec(replace(TINY, num_codes=tiny.NUM_CODES)), tmp_path / "codec")
+    pictures = [tiny.picture(index) for index in range(3)]
+    scores = caption_scores(tiny.model(), tiny.processor(), pictures, "a red cat")
+    for picture, score in zip(pictures, scores, strict=True):
+        example = get_task("caption", {}).example({"uid": "0", "image": picture, "caption": "a red cat"})
+        batch = tiny.processor().collate([example])
+        assert batch.target is not None
+        loss = CrossEntropy(tiny.processor())(tiny.model(), batch)
+        assert float(score) == pytest.approx(-loss.value.item() * loss.size, rel=1e-5)
+    seen: list[Any] = []
+
+    def second(model: Any, processor: Any, drawn: Any, caption: str) -> torch.Tensor:
+        seen.append((drawn, caption))
+        return torch.tensor([0.0, 1.0, -1.0])
+
+    monkeypatch.setattr("unival.draw.caption_scores", second)
+    (chosen,) = draw(["a cat"], tmp_path, samples=3, topk=8, judge=tmp_path)
+    ((drawn, caption),) = seen
+    assert caption == "a cat"
+    assert len({one.tobytes() for one in drawn}) == 3
+    assert np.array_equal(chosen, drawn[1])
 
 
 def test_wrong_places_and_descriptions_are_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
