@@ -76,7 +76,7 @@ runs/pictures/train.jsonl: runs/pictures/codec/model.safetensors
 		$@ --codec runs/pictures/codec --side 64
 
 pretrain-pictures: runs/pictures/train.jsonl ## Train the model that draws; complete parts are kept.
-	@$(BIN)/unival train configs/pretrain/pictures.yaml
+	@$(BIN)/unival train configs/pretrain/tiny_pictures.yaml
 	@$(BIN)/python -m unival.tiny.ship_pictures runs/pictures/run --codec runs/pictures/codec
 
 clean: ## Remove caches and builds; keep .venv and runs.

@@ -1,4 +1,4 @@
-"""Make a finished run of `configs/pretrain/pictures.yaml` the built-in model `unival-tiny-pictures`.
+"""Make a finished run of `configs/pretrain/tiny_pictures.yaml` the built-in model `unival-tiny-pictures`.
 
     python -m unival.tiny.ship_pictures runs/pictures/run --codec runs/pictures/codec
 
