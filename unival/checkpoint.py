@@ -192,7 +192,7 @@ def write_model(
     state = model.state_dict() if state is None else state
     state = {k: v.detach().cpu().contiguous() for k, v in state.items() if k not in model._tied_weights_keys}
     if dtype is not None:
-        exact = set(model._keep_in_fp32_modules_strict)  # tables that are computed, and are used in float32
+        exact = set(model._keep_in_fp32_modules_strict or ())  # tables that are computed, and are used in float32
         state = {
             k: v.to(dtype) if v.is_floating_point() and exact.isdisjoint(k.split(".")) else v for k, v in state.items()
         }

@@ -252,7 +252,9 @@ def demo(
 @app.command()
 def draw(
     captions: Annotated[list[str], typer.Argument(help="What the pictures show.")],
-    model: Annotated[str, typer.Option("--model", help="Model folder that writes codes, or a built-in name.")],
+    model: Annotated[
+        str, typer.Option("--model", help="Model folder that writes codes, or a built-in name.")
+    ] = "unival-tiny-pictures",
     codec: Annotated[str | None, typer.Option("--codec", help="VQGAN checkpoint or folder of `codec train`.")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for one PNG file per caption.")] = Path("pictures"),
     samples: Annotated[int, typer.Option("--samples", min=1, help="Drawings, of which one is kept.")] = 1,
@@ -263,7 +265,7 @@ def draw(
 ) -> None:
     """Draw a picture from a caption.
 
-    Example: unival draw "a cat on a blue background" --model unival-tiny-pictures --samples 16 --judge unival-tiny
+    Example: unival draw "a cat on a blue background" --samples 16 --judge unival-tiny
     """
     from unival.codec.base import write_picture
     from unival.draw import draw as draw_pictures

@@ -53,6 +53,9 @@ def draw(
     network = load_codec(codec or codec_of(model))
     loaded, processor = load_model(model)
     reader = None if judge is None else load_model(judge)
+    if reader is not None and reader[0].config.image_encoder is None:
+        fix = "give a model that describes pictures, for example unival-tiny"
+        raise UserError("the judge cannot read pictures: it has no image encoder", where=str(judge), fix=fix)
     task = get_task("text_to_image", {})
     options = {"sampling": True, "sampling_topk": topk, "temperature": temperature}
     pictures = []

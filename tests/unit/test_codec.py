@@ -350,6 +350,8 @@ def test_a_judge_chooses_the_drawing_to_which_it_gives_the_caption(
     assert caption == "a cat"
     assert len({one.tobytes() for one in drawn}) == 3
     assert np.array_equal(chosen, drawn[1])
+    with pytest.raises(UserError, match="the judge cannot read pictures"):
+        draw(["a cat"], tmp_path, judge="unival-tiny-pictures")
 
 
 def test_wrong_places_and_descriptions_are_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
