@@ -13,7 +13,7 @@ import torch
 from unival.checkpoint import BUILT_IN_ENCODERS
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
-SLOW = ("rewarded_soup", "unseen_style")  # ten seconds each; what they call is tested elsewhere
+SLOW = ("merging", "rewarded_soup", "unseen_style")  # ten seconds each; what they call is tested elsewhere
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "render")
 MAX_LINES = 30
 # Two steps of one row, so that a run takes seconds: what the numbers become is not tested here.

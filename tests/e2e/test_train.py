@@ -105,7 +105,8 @@ def test_the_result_is_a_model_with_both_encoders_and_its_own_processor(uninterr
 @pytest.mark.parametrize(
     "stops",
     [
-        [3, 2],  # within stage 1, an odd number of steps after the last checkpoint; then between the stages
+        # within stage 1, an odd number of steps after the last checkpoint; then between the stages
+        pytest.param([3, 2], marks=pytest.mark.slow),
         [1, 1, 4, 2],  # after each of the first steps, within stage 2, after the last step
     ],
 )
