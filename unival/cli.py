@@ -270,8 +270,10 @@ def draw(
     from unival.codec.base import write_picture
     from unival.draw import draw as draw_pictures
     from unival.memory import keep_freed_memory
+    from unival.training.check import check_out
 
     keep_freed_memory()
+    check_out(str(out), "--out")
     pictures = draw_pictures(captions, model, codec, samples, topk, seed=seed, judge=judge)
     pairs = zip(captions, pictures, strict=True)
     rows = [

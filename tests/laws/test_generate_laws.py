@@ -118,7 +118,7 @@ search_options = st.builds(
 )
 
 
-@settings(max_examples=25)
+@settings(max_examples=40)
 @given(prompt=st.lists(ids, min_size=1, max_size=5), options=search_options, seed=st.integers(0, 3))
 def test_search_is_the_one_that_the_specification_words(prompt: list[int], options: SearchOptions, seed: int) -> None:
     model = small_model(seed)

@@ -258,9 +258,9 @@ def test_pictures_go_to_codes_and_back_on_the_command_line(tmp_path: Path, capsy
     for index in range(3):
         Image.fromarray(tiny.picture(index)).save(tmp_path / f"{index}.png")
     rows = [{"uid": f"a/{i}", "image": f"{i}.png", "caption": "a cat"} for i in range(3)]
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "\N{DOG FACE}: rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     coded, options = tmp_path / "coded.jsonl", ["--codec", tmp_path / "codec", "--json"]
-    assert run("codec", "encode", tmp_path / "rows.jsonl", coded, *options, "--side", 16) == 0
+    assert run("codec", "encode", tmp_path / "\N{DOG FACE}: rows.jsonl", coded, *options, "--side", 16) == 0
     assert json.loads(capsys.readouterr().out)["codes"] == 64
     written = [json.loads(line) for line in coded.read_text().splitlines()]
     assert [set(row) for row in written] == [{"uid", "caption", "codes"}] * 3
@@ -321,6 +321,8 @@ def test_captions_are_drawn_alike_with_one_seed(tmp_path: Path, capsys: pytest.C
     assert all(np.array_equal(one, other) for one, other in zip(found[0], found[1], strict=True))
     assert not np.array_equal(found[0][0], found[2][0])
     assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == ["000001-a_cat.png", "000002-a_dog.png"]
+    assert run(*asked, "-o", model / "config.json") == 2
+    assert "is not a folder" in capsys.readouterr().err
     assert run("draw", " ", "--model", model) == 2
     assert "caption 0 is empty" in capsys.readouterr().err
 

@@ -55,5 +55,6 @@ class _Asked(Section):
 
 def open_pictures(source: str) -> Source:
     """Open a manifest, or what a configuration says under `source`."""
-    text = source if source.startswith("{") else json.dumps({"manifest": source})
-    return open_source(load_config(None, [f"source={text}"], _Asked).source, "caption", "image")
+    if source.startswith("{"):
+        return open_source(load_config(None, [f"source={source}"], _Asked).source, "caption", "image")
+    return open_source(SourceConfig(manifest=source), "caption", "image")

@@ -97,10 +97,10 @@ def recognised(pictures: Sequence[np.ndarray], captions: Sequence[str]) -> dict[
     """Return for each picture whether `unival-tiny` names the thing of its caption, and the colour of its ground."""
     things = pipeline("caption", JUDGE)(pictures)
     grounds = pipeline("vqa", JUDGE)(pictures, "what color is the background?")
-    seen = list(zip(things, captions, strict=True)), list(zip(grounds, captions, strict=True))
+    asked = [(caption.split(" on ")[0], caption.split()[-2]) for caption in captions]
     return {
-        "thing": [float(found["prediction"] == caption.split(" on ")[0]) for found, caption in seen[0]],
-        "ground": [float(found["prediction"] == caption.split()[-2]) for found, caption in seen[1]],
+        "thing": [float(seen["prediction"] == thing) for seen, (thing, _) in zip(things, asked, strict=True)],
+        "ground": [float(seen["prediction"] == ground) for seen, (_, ground) in zip(grounds, asked, strict=True)],
     }
 
 
@@ -109,7 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--codec", type=Path, required=True)
-    parser.add_argument("--number", type=int, default=300)
+    parser.add_argument("--number", type=int, default=100)
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--out", type=Path, default=BUILT_IN["unival-tiny-pictures"])
     arguments = parser.parse_args()
