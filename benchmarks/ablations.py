@@ -1,12 +1,14 @@
-"""The paper's ablations on the embedded world: task balancing, curriculum, what audio gains from pictures and clips.
+"""The paper's ablations, small: task balancing, curriculum, what audio gains from pictures and clips.
 
-    make runs/aligned/model.safetensors              # once: encoders and words that every run begins with
+    make runs/aligned/model.safetensors              # once: what the runs on the embedded world begin with
     python benchmarks/ablations.py                   # 18 runs of one to four minutes on one quiet core
     python benchmarks/ablations.py --seeds 1 --start FOLDER --out FOLDER
+    python benchmarks/ablations.py --suite real --data DATA    # the hour-sized benchmark: 18 runs of two to six minutes
 
-Runs are files in `configs/experiments`; this script trains each with every seed, which `unival train` does too. Seeds
-come one after the other, complete runs are kept, and the same command continues after a stop. When a run is done
-`table.md`, `results.json` and `ablations.png` in `--out` are written anew from the runs that are there.
+Runs are files in `configs/experiments`, or `configs/experiments/real` (its `_start.yaml` says what DATA holds); this
+script trains each with every seed, which `unival train` does too. Seeds come one after the other, complete runs are
+kept, and the same command continues after a stop. When a run is done `table.md`, `results.json` and `ablations.png` in
+`--out` are written anew from the runs that are there.
 
 The difference between two arms is taken per seed (both see the same data order), with the 95 % interval of Student's t.
 """
@@ -16,7 +18,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -42,13 +44,14 @@ class Arm:
         name: Of its run folders, `NAME-SEED`.
         file: In `configs/experiments`.
         after: Arm whose run of the same seed it goes on from, as `option` says.
-        option: `init` takes over the weights, `resume` continues the run itself: its first stage is the same.
+        option: `init` takes over the weights, `resume` continues the run itself: its first stage is the same; `none`
+            leaves the start to the file.
     """
 
     name: str
     file: str
     after: str | None = None
-    option: str = "init"
+    option: Literal["init", "resume", "none"] = "init"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,45 +64,105 @@ class Question:
     paper: str
 
 
-ARMS = (
-    Arm("balanced", "balanced.yaml"),
-    Arm("proportional", "proportional.yaml"),
-    Arm("curriculum", "curriculum.yaml", "balanced", "resume"),
-    Arm("audio_words", "audio.yaml"),
-    Arm("audio_image_video", "audio.yaml", "curriculum"),
-    Arm("one_stage", "one_stage.yaml"),  # the longest
-)
-QUESTIONS = (
-    Question(
-        "Task balancing",
-        ("proportional", "balanced"),
-        IMAGE,
-        "COCO CIDEr / VQAv2 / RefCOCO+: 129.9 / 75.21 / 78.85 size-proportional, 131.3 / 75.34 / 79.47 balanced",
-    ),
-    Question(
-        "Curriculum",
-        ("one_stage", "curriculum"),
-        IMAGE | VIDEO,
-        "COCO / VQAv2 / RefCOCO+ / MSRVTT / MSRVTT-QA: 127.9 / 73.21 / 70.89 / 55.9 / 42.38 one-stage, "
-        "128 / 73.24 / 70.19 / 56.3 / 42.27 curriculum, 18 % faster",
-    ),
-    Question(
-        "Audio after pictures and clips",
-        ("audio_words", "audio_image_video"),
-        {"audio caption, CIDEr-D": "audio-caption/cider_d", "audio caption, exact": "audio-caption/exact"},
-        "AudioCaps CIDEr: 53.2 from text alone, 58.8 from image+video-text",
-    ),
-)
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """What is trained on some data, and what its runs answer.
+
+    Attributes:
+        folder: Of its files, in `configs/experiments`.
+        start: The model that runs begin with by default.
+        fix: What to do when it is not there.
+        arms: The longest last.
+    """
+
+    folder: str
+    start: str
+    fix: str
+    arms: tuple[Arm, ...]
+    questions: tuple[Question, ...]
 
 
-def run_of(arm: Arm, seed: int, out: Path, start: str) -> RunConfig:
+PAPER_BALANCING = (
+    "COCO CIDEr / VQAv2 / RefCOCO+: 129.9 / 75.21 / 78.85 size-proportional, 131.3 / 75.34 / 79.47 balanced"
+)
+PAPER_CURRICULUM = (
+    "COCO / VQAv2 / RefCOCO+ / MSRVTT / MSRVTT-QA: 127.9 / 73.21 / 70.89 / 55.9 / 42.38 one-stage, "
+    "128 / 73.24 / 70.19 / 56.3 / 42.27 curriculum, 18 % faster"
+)
+PAPER_AUDIO = "AudioCaps CIDEr: 53.2 from text alone, 58.8 from image+video-text"
+PICTURES = {
+    "caption, CIDEr-D": "caption/cider_d",
+    "VQA": "vqa/accuracy",
+    "grounding": "grounding/accuracy@0.5",
+}
+SOUNDS = {"ESC-10 caption, exact": "sounds/exact", "spoken digits caption, exact": "digits/exact"}
+SOUND_QUESTIONS = {"ESC-10 QA": "sounds-qa/accuracy", "spoken digits QA": "digits-qa/accuracy"}
+
+SUITES = {
+    "world": Suite(
+        folder=".",
+        start="runs/aligned",
+        fix="`make runs/aligned/model.safetensors` (about an hour), or name a model with --start",
+        arms=(
+            Arm("balanced", "balanced.yaml"),
+            Arm("proportional", "proportional.yaml"),
+            Arm("curriculum", "curriculum.yaml", "balanced", "resume"),
+            Arm("audio_words", "audio.yaml"),
+            Arm("audio_image_video", "audio.yaml", "curriculum"),
+            Arm("one_stage", "one_stage.yaml"),
+        ),
+        questions=(
+            Question("Task balancing", ("proportional", "balanced"), IMAGE, PAPER_BALANCING),
+            Question("Curriculum", ("one_stage", "curriculum"), IMAGE | VIDEO, PAPER_CURRICULUM),
+            Question(
+                "Audio after pictures and clips",
+                ("audio_words", "audio_image_video"),
+                {"audio caption, CIDEr-D": "audio-caption/cider_d", "audio caption, exact": "audio-caption/exact"},
+                PAPER_AUDIO,
+            ),
+        ),
+    ),
+    "real": Suite(
+        folder="real",
+        start="unival-tiny",
+        fix="name a model folder with --start",
+        arms=(
+            Arm("balanced", "balanced.yaml"),
+            Arm("proportional", "proportional.yaml"),
+            Arm("curriculum", "curriculum.yaml", "balanced", "resume"),
+            Arm("audio_none", "audio_none.yaml", option="none"),
+            Arm("audio_image_video", "audio.yaml"),
+            Arm("one_stage", "one_stage.yaml"),
+        ),
+        questions=(
+            Question(
+                "Task balancing",
+                ("proportional", "balanced"),
+                PICTURES | {"entailment": "entailment/accuracy"},
+                PAPER_BALANCING,
+            ),
+            Question("Curriculum", ("one_stage", "curriculum"), PICTURES | SOUNDS, PAPER_CURRICULUM),
+            Question(
+                "Audio after pictures and clips",
+                ("audio_none", "audio_image_video"),
+                SOUNDS | SOUND_QUESTIONS,
+                PAPER_AUDIO,
+            ),
+        ),
+    ),
+}
+
+
+def run_of(suite: Suite, arm: Arm, seed: int, out: Path, start: str, data: str | None = None) -> RunConfig:
     """Return the configuration of one run."""
     changes = [f"seed={seed}", f"out={out / f'{arm.name}-{seed}'}"]
     if arm.option == "init" and arm.after is not None:
         changes.append(f"init={out / f'{arm.after}-{seed}' / 'model'}")
-    else:
+    elif arm.option != "none":
         changes.append(f"init={start}")
-    config = load_config(CONFIGS / arm.file, changes, RunConfig)
+    if data is not None:
+        changes.append(f"data.root={data}")
+    config = load_config(CONFIGS / suite.folder / arm.file, changes, RunConfig)
     if arm.option == "resume":
         checkpoint = out / f"{arm.after}-{seed}" / f"step-{config.stages[0].steps:07d}"
         config = config.model_copy(update={"resume": str(checkpoint)})
@@ -112,10 +175,10 @@ def value_of(run_dir: Path, metric: str) -> float:
     return json.loads((run_dir / "evaluation.json").read_text(encoding="utf-8"))[evaluation]["metrics"][name]["mean"]
 
 
-def collect(out: Path, seeds: int) -> list[dict[str, Any]]:
+def collect(suite: Suite, out: Path, seeds: int) -> list[dict[str, Any]]:
     """Return for every question its arms' values per metric, of the seeds that both arms have finished."""
     found = []
-    for question in QUESTIONS:
+    for question in suite.questions:
         done = [
             seed
             for seed in range(1, seeds + 1)
@@ -193,9 +256,9 @@ def draw(results: Sequence[Mapping[str, Any]], path: Path) -> None:
         figure.savefig(path, dpi=150)
 
 
-def report(out: Path, seeds: int, arithmetic: Mapping[str, float]) -> str:
+def report(suite: Suite, out: Path, seeds: int, arithmetic: Mapping[str, float]) -> str:
     """Write the results of the runs that are there; return the table."""
-    results = collect(out, seeds)
+    results = collect(suite, out, seeds)
     table = "\n".join(lines(results, arithmetic))
     (out / "table.md").write_text(table, encoding="utf-8")
     (out / "results.json").write_text(json.dumps({"arithmetic": arithmetic, "questions": results}), encoding="utf-8")
@@ -212,22 +275,27 @@ def flops_of(config: RunConfig) -> float:
 def main(args: Sequence[str]) -> None:
     """Train what is missing, report after every run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/experiments"))
-    parser.add_argument("--start", default="runs/aligned", help="the model that all runs begin with")
+    parser.add_argument("--suite", choices=list(SUITES), default="world")
+    parser.add_argument("--data", help="folder of the hour-sized data sets, for --suite real")
+    parser.add_argument("--out", type=Path, help="by default runs/experiments, or runs/experiments/real")
+    parser.add_argument("--start", help="the model that runs begin with, by default the suite's own")
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args(args)
-    if not Path(options.start).is_dir():
-        fix = "`make runs/aligned/model.safetensors` (about an hour), or name a model with --start"
-        raise UserError(f"no such model: {options.start}", where="--start", fix=fix)
+    suite = SUITES[options.suite]
+    if (options.data is None) == (options.suite == "real"):
+        parser.error("--suite real needs --data, and only that does")
+    out, start = options.out or Path("runs/experiments") / suite.folder, options.start or suite.start
+    if start != "unival-tiny" and not Path(start).is_dir():
+        raise UserError(f"no such model: {start}", where="--start", fix=suite.fix)
     arithmetic = dict[str, float]()
     for seed in range(1, options.seeds + 1):
-        for arm in ARMS:
-            config = run_of(arm, seed, options.out, options.start)
+        for arm in suite.arms:
+            config = run_of(suite, arm, seed, out, start, options.data)
             with interruptible():
                 train(config)
             if arm.name not in arithmetic:
                 arithmetic[arm.name] = flops_of(config)
-            table = report(options.out, options.seeds, arithmetic)
+            table = report(suite, out, options.seeds, arithmetic)
     print(table)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,7 +12,7 @@ from unival.codec.command import app as codec_app
 from unival.data.command import app as data_app
 from unival.errors import UserError, run_cli
 from unival.tasks import PREDICT_TASKS
-from unival.training.stop import interruptible
+from unival.training.stop import ignored, interruptible
 
 app = typer.Typer(
     name="unival",
@@ -40,12 +41,12 @@ def train(
     from unival.config import load_config
     from unival.schema import RunConfig
 
-    resolved = load_config(config, overrides or [], RunConfig)
-    from unival.memory import keep_freed_memory
-    from unival.train import train as run
+    with ignored(signal.SIGUSR1), interruptible():  # imports take seconds, in which there is nothing to save
+        resolved = load_config(config, overrides or [], RunConfig)
+        from unival.memory import keep_freed_memory
+        from unival.train import train as run
 
-    keep_freed_memory()
-    with interruptible():
+        keep_freed_memory()
         folder = run(resolved, fresh)
     report = folder.parent / "evaluation.json"
     results = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}

@@ -44,7 +44,7 @@ from unival.training.saving import (
     written,
 )
 from unival.training.stop import STOP, Interrupted, StopSignal, ignored, interruptible
-from unival.training.validation import Watch, drop_others, plain_copy, save_best, show_samples, validate
+from unival.training.validation import Halted, Watch, drop_others, plain_copy, save_best, show_samples, validate
 
 NUM_STATISTICS_ROWS = 1000
 
@@ -183,7 +183,9 @@ class StageLoop:
         passes = iterate(stage, self.processor, config.seed, state.step, config.workers, rows)
         with StopSignal() as self.stop, progress(world.is_main) as bar:
             row = bar.add_task(stage.name, total=stage.steps, completed=state.step, status="")
-            for step in range(state.step, stage.steps):
+            if state.validating:
+                self.validate(state.step, go_on=True)
+            for step in () if self.watch.is_over else range(state.step, stage.steps):
                 with self.meter.waiting():
                     parts = [[batch.to(world.device) for batch in next(passes)] for _ in range(config.accumulation)]
                 self.means.add(self.step(step, parts))
@@ -195,7 +197,7 @@ class StageLoop:
                 if config.show_every is not None and (step + 1) % config.show_every == 0:
                     self.show(total, parts[0])
                 if stage.validation is not None and (stage.validation.is_due(step + 1) or is_last):
-                    self.validate(total)
+                    self.validate(step + 1)
                 if is_last or self.watch.is_over:
                     break
                 if (step + 1) % config.checkpoint_every == 0 or self.wants_checkpoint or self.stopped_by:
@@ -276,14 +278,26 @@ class StageLoop:
         """Append a row to `metrics.jsonl`."""
         written(self.log.path.name, self.run_dir, lambda: self.log.write(step, stage=self.stage.name, **numbers))
 
-    def validate(self, total: int) -> None:
-        """Score the model, and keep it if it is one of the best."""
-        config, validation = self.config, self.stage.validation
+    def validate(self, step: int, go_on: bool = False) -> None:
+        """Score the model after `step` steps, and keep it if it is one of the best.
+
+        A signal halts the scoring: a checkpoint is written, and if the run is not to stop, the scoring goes on.
+        """
+        config, validation, total = self.config, self.stage.validation, self.steps_before + step
         assert validation is not None
         averages = None if self.ema is None else self.ema.tensors
         is_averaged = averages is not None and config.ema is not None and config.ema.evaluate
         judged = plain_copy(self.model, averages if averages and is_averaged else untied(self.model), self.world)
-        scores = validate(judged, self.processor, validation.evaluations, self.run_dir, self.world)
+        parts = judged, self.processor, validation.evaluations, self.run_dir / f".validation-{total}", self.world
+        scores = None
+        while scores is None:
+            try:
+                scores = validate(*parts, self.stop, go_on)
+            except Halted:
+                self.save(total, step, validating=True)
+                self.agree([])
+                self.stop_if_asked(total)
+                go_on = True
         self.write_row(total - 1, **{f"validation/{k}": v for k, v in scores.items()})
         console.print(f"step {total}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
         name = f"{self.stage.name}-step-{total:07d}"
@@ -291,8 +305,8 @@ class StageLoop:
             states = {"model": full_state(untied(self.model), self.world)}
             if averages is not None:
                 states["ema"] = full_state(averages, self.world)
-            parts = self.run_dir / "best", self.watch, name, states, self.model, self.processor
-            self.world.on_main(lambda: written(f"best/{name}", self.run_dir, lambda: save_best(*parts)))
+            kept = self.run_dir / "best", self.watch, name, states, self.model, self.processor
+            self.world.on_main(lambda: written(f"best/{name}", self.run_dir, lambda: save_best(*kept)))
         if self.watch.is_over:
             console.print(f"{self.stage.name} ends here: {self.watch.since_best} validations without a new best")
 
@@ -303,7 +317,7 @@ class StageLoop:
             path = self.run_dir / "samples.jsonl"
             show_samples(plain, self.processor, self.stage.groups, batches, self.config.show, path, total)
 
-    def save(self, total: int, step: int | None) -> None:
+    def save(self, total: int, step: int | None, validating: bool = False) -> None:
         """Write a training checkpoint that says which step comes next; None is the first of the next stage."""
         stage, step = (self.index + 1, 0) if step is None else (self.index, step)
         is_over = step == 0
@@ -314,6 +328,7 @@ class StageLoop:
             scale={} if is_over else asdict(self.scale),
             watch={} if is_over else self.watch.state(),
             world={"processes": self.world.size, "kind": self.world.kind, "accumulation": self.config.accumulation},
+            validating=validating,
         )
         parts = self.model, self.processor, self.optimizer, self.config.keep_checkpoints, self.ema, self.world
         save_training(self.run_dir, total, state, *parts)

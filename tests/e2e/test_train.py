@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+import unival.evaluate
 from tests import tiny
 from tests.ranks import hashes
 from unival.checkpoint import load_model, save_model
@@ -459,6 +460,47 @@ def test_validation_and_shown_samples_leave_training_as_it_is(tmp_path: Path, in
     samples = [json.loads(line) for line in (tmp_path / "with" / "samples.jsonl").read_text().splitlines()]
     assert [row["step"] for row in samples] == [1, 1, 2, 2]
     assert set(samples[0]) == {"step", "task", "uid", "prompt", "target", "prediction"}
+
+
+@pytest.mark.parametrize(
+    ("signals", "stopped_at"),
+    [
+        ({1: signal.SIGTERM, 3: signal.SIGUSR1}, 1),  # in the validation after step 1, which goes on; in the last one
+        ({1: signal.SIGUSR1, 4: signal.SIGTERM}, 2),  # in the last batch of the last validation
+    ],
+)
+def test_a_signal_halts_a_validation_which_goes_on_with_its_rows(
+    tmp_path: Path,
+    initial: Path,
+    manifest: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    signals: dict[int, signal.Signals],
+    stopped_at: int,
+) -> None:
+    def config(name: str) -> RunConfig:
+        evaluation = {"name": "captions", "task": "caption", "source": {"manifest": str(manifest)}, "batch_size": 3}
+        validation = {"evaluations": [evaluation], "keep_best": 2}
+        return validated(tmp_path / name, initial, manifest, {"steps": 2, "validation": validation})
+
+    train(config("whole"))
+    predict_rows, predicted = unival.evaluate.predict_rows, list[list[int]]()
+
+    def counted(*args: Any) -> Any:
+        predicted.append(list(args[3].indices))
+        if len(predicted) in signals:
+            signal.raise_signal(signals[len(predicted)])
+        return predict_rows(*args)
+
+    monkeypatch.setattr("unival.evaluate.predict_rows", counted)
+    with pytest.raises(Interrupted, match=f"stopped at step {stopped_at};"):
+        train(config("run"))
+    assert checkpoints(tmp_path / "run")[-1].name == f"step-000000{stopped_at}"
+    train(config("run"))
+    assert predicted == [[0, 1, 2], [3, 4, 5]] * 2  # nothing twice
+    assert [folder.name for folder in checkpoints(tmp_path / "run")] == ["step-0000001", "step-0000002"]
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+    assert same(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+    assert not list((tmp_path / "run").glob(".*"))
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

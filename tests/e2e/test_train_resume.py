@@ -1,7 +1,9 @@
 """A run that is stopped and continued equals one that was not, bit for bit; processes do not change the result."""
 
 import json
+import os
 import random
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import unival.evaluate
 from tests import ranks, tiny
 from unival.data.mixture import RowSlice, StageBatches
 from unival.schema import RunConfig
@@ -125,6 +128,46 @@ def test_a_run_moves_between_kinds_and_numbers_of_processes(tmp_path: Path, alon
     assert all(ranks.run(ranks.train_until, KINDS[first][1], begun, 1))
     run_dir = run(exact_settings(tmp_path / "run", then), then, [])
     assert losses(run_dir) == pytest.approx(losses(alone), rel=1e-5)
+
+
+def train_until_batch(settings: dict[str, Any], stop: int | None) -> tuple[str | None, int]:
+    """Train; the last process gets SIGTERM in the `stop`-th batch of validations. Return what is said, and batches."""
+    predict_rows, batches = unival.evaluate.predict_rows, 0
+    is_last = os.environ["RANK"] == str(int(os.environ["WORLD_SIZE"]) - 1)
+
+    def counted(*args: Any) -> Any:
+        nonlocal batches
+        batches += 1
+        if batches == stop and is_last:
+            signal.raise_signal(signal.SIGTERM)
+        return predict_rows(*args)
+
+    unival.evaluate.predict_rows = counted
+    try:
+        return ranks.train_until(settings, None), batches
+    finally:
+        unival.evaluate.predict_rows = predict_rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_signal_to_one_process_halts_a_validation_in_all(tmp_path: Path, kind: str) -> None:
+    source = {"world": "validation", "limit": 5 * KINDS[kind][1]}
+    evaluation = {"name": "captions", "task": "caption", "source": source, "batch_size": 1}
+    whole, parts = (settings_of(tmp_path / name, kind, 3) for name in ("whole", "parts"))
+    for settings in (whole, parts):
+        settings["stages"][0]["validation"] = {"every": 2, "evaluations": [evaluation], "monitor": "captions/cider_d"}
+    size = KINDS[kind][1]
+    assert ranks.run(train_until_batch, size, whole, None) == [(None, 10)] * size
+    stopped = ranks.run(train_until_batch, size, parts, 2)
+    assert [message for message, _ in stopped] == ["stopped at step 2; the same command continues"] * size
+    assert stopped[-1][1] == 2
+    done = [line for path in (tmp_path / "parts").glob(".validation-2/*/*") for line in path.read_text().splitlines()]
+    assert len(done) == sum(batches for _, batches in stopped)
+    again = ranks.run(train_until_batch, size, parts, None)
+    assert sum(batches for _, batches in again) == 10 * size - len(done)
+    last = "step-0000003"
+    assert ranks.hashes(tmp_path / "parts", last) == ranks.hashes(tmp_path / "whole", last)
 
 
 # --------------------------------------------------------------------------------------------------- killed writing

@@ -211,7 +211,7 @@ def check_progress(config: RunConfig, checkpoint: Path) -> None:
     if state.stage >= len(config.stages):
         raise UserError(f"{stands}, and this run ends with stage {len(config.stages)}: nothing is left", where, fix)
     stage = config.stages[state.stage]
-    if stage.epochs is None and state.step >= stage.steps:
+    if stage.epochs is None and state.step >= stage.steps and not state.validating:
         what = f"{stands}, and stages.{state.stage}.steps is {stage.steps}: nothing is left of the stage"
         raise UserError(what, where, fix)
 

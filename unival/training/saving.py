@@ -49,6 +49,7 @@ class TrainState:
         scale: Loss scale of fp16 and the finite updates since it last changed.
         watch: What `unival.training.validation.Watch` remembers in this stage.
         world: How the run was carried out: processes, kind.
+        validating: A signal halted the validation that comes before the next step.
         format: Of the folder.
     """
 
@@ -58,6 +59,7 @@ class TrainState:
     scale: Mapping[str, Any] = field(default_factory=dict)
     watch: Mapping[str, Any] = field(default_factory=dict)
     world: Mapping[str, Any] = field(default_factory=dict)
+    validating: bool = False
     format: int = FORMAT
 
 

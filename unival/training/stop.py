@@ -45,7 +45,7 @@ def ignored(number: signal.Signals) -> Iterator[None]:
 
 
 class StopSignal:
-    """Note signals until the current step is over.
+    """Note signals until the current step is over, or the current batch of a validation.
 
     SIGINT (Ctrl-C) and SIGTERM ask to stop; a second one stops at once. SIGUSR1, which Slurm can send before the time
     limit, asks for a checkpoint; where there is none to write, as in evaluations, `ignored` lets it pass.
@@ -67,6 +67,11 @@ class StopSignal:
             raise KeyboardInterrupt
         else:
             self.number = number
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether a signal waits for an answer."""
+        return self.number != 0 or self.wants_checkpoint
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self.previous.items():

@@ -16,7 +16,7 @@ from unival.checkpoint import atomic_folder, quiet_transformers, write_model
 from unival.errors import UserError, did_you_mean
 from unival.evaluate import run_evaluation
 from unival.evaluation.answering import generate
-from unival.evaluation.predictions import PredictionStore
+from unival.evaluation.predictions import PredictionStore, Row
 from unival.log import console
 from unival.model.modeling import UnivalForConditionalGeneration
 from unival.model.processing import UnivalProcessor
@@ -24,6 +24,7 @@ from unival.schema import EvaluationConfig, GroupConfig, ValidationConfig
 from unival.tasks.base import get_task
 from unival.training.distributed import World, full_state
 from unival.training.saving import written
+from unival.training.stop import StopSignal
 
 
 def plain_copy(
@@ -46,23 +47,66 @@ def plain_copy(
     return plain.to(world.device).eval()  # pyright: ignore[reportArgumentType]
 
 
+class Halted(Exception):
+    """A signal came to some process during a validation, whose finished rows are kept."""
+
+
+class HaltingStore(PredictionStore):
+    """Finished rows of a validation that a signal halts, in all processes at the same place.
+
+    Args:
+        folder: See `PredictionStore`.
+        world: Likewise.
+        stop: The signals of this process.
+    """
+
+    def __init__(self, folder: Path, world: World, stop: StopSignal) -> None:
+        super().__init__(folder, world)
+        self.stop = stop
+
+    def append(self, rows: Iterable[Row]) -> None:
+        """Write finished rows; with a signal, go where the others come to when their share is done."""
+        super().append(rows)
+        if self.stop.is_asked:
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until all processes are here; raise Halted in all of them if a signal came to any."""
+        if any(self.world.gather(self.stop.is_asked)):
+            raise Halted
+
+
 def validate(
     model: UnivalForConditionalGeneration,
     processor: UnivalProcessor,
     configs: Sequence[EvaluationConfig],
-    run_dir: Path,
+    folder: Path,
     world: World,
+    stop: StopSignal,
+    go_on: bool = False,
 ) -> dict[str, float]:
-    """Return the mean of every metric as `EVALUATION/METRIC`; the processes share the rows."""
+    """Return the mean of every metric as `EVALUATION/METRIC`; the processes share the rows.
+
+    Args:
+        model, processor, configs: What to evaluate how.
+        folder: For finished rows, emptied at the end.
+        world: The processes.
+        stop: What halts the validation.
+        go_on: Use the rows of a halted validation of the same weights.
+
+    Raises:
+        Halted: A signal came; the rows so far are in the folder.
+    """
     found: dict[str, float] = {}
-    folder = run_dir / ".validation"
+    if not go_on:
+        world.on_main(lambda: shutil.rmtree(folder, ignore_errors=True))
     with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):
-        for config in configs:
-            world.on_main(lambda: shutil.rmtree(folder, ignore_errors=True))
-            result = run_evaluation(model, processor, config, PredictionStore(folder, world))
+        for number, config in enumerate(configs):
+            store = HaltingStore(folder / f"{number:03d}", world, stop)
+            result = run_evaluation(model, processor, config, store)
             found |= {f"{config.name}/{name}": float(values.mean()) for name, values in result.scores.items()}
             found |= {f"{config.name}/{name}": float(value) for name, value in result.corpus.items()}
-            world.gather(None)  # everybody has read the rows
+        world.gather(None)  # everybody has read the rows
         world.on_main(lambda: shutil.rmtree(folder, ignore_errors=True))
     return found
 
