@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import datetime
 import enum
 import io
 import pickle
@@ -336,6 +337,26 @@ def test_a_configuration_repeats_no_long_text() -> None:
 )
 def test_plain_values_come_out_as_they_went_in(value: Any, protocol: int) -> None:
     assert read_bytes(pickle.dumps(value, protocol)) == value
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_what_training_scripts_store_beside_the_weights_is_passed_over(tmp_path: Path, legacy: bool) -> None:
+    beside = {
+        "numpy": np.random.RandomState(0).get_state(),
+        "history": np.arange(6.0).reshape(2, 3),
+        "names": np.array(["a", "b"]),
+        "objects": np.array([{"a": 1}, None], dtype=object),
+        "when": datetime.datetime(2026, 11, 23, 4, 5),
+        "best": np.float64(1.5),
+    }
+    path = tmp_path / "x.pt"
+    torch.save(
+        {"model": {"w": torch.ones(2, 3)}, "extra_state": beside}, path, _use_new_zipfile_serialization=not legacy
+    )
+    tree = read_torch_file(path).tree
+    assert tree["model"]["w"].shape == (2, 3)
+    assert tree["extra_state"]["best"] == 1.5
+    assert [tree["extra_state"]["numpy"][1].kind, tree["extra_state"]["history"].kind] == ["numpy.ndarray"] * 2
 
 
 def test_containers_come_out_as_plain_values() -> None:

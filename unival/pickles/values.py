@@ -86,6 +86,11 @@ def _numpy_scalar(dtype: Instance, data: bytes) -> bool | int | float:
     return struct.unpack("<" + formats[_joined("", dtype.args[:1]).lstrip("<=|")], data)[0]
 
 
+def _numpy_array(_kind: Any, _shape: Any, _code: Any) -> Instance:
+    """Make the record of an array; its numbers (a history, a generator's state) are not kept: weights are tensors."""
+    return Instance("numpy.ndarray")
+
+
 def _get_item(generic: Any, _: Any) -> Name:
     """Subscribe a type hint: `typing.Optional[int]` is pickled as a call of `operator.getitem`."""
     if not (isinstance(generic, Name) and generic.path.startswith("typing.")):
@@ -141,13 +146,15 @@ BUILDERS: dict[str, Builder] = {
     "torch.device": lambda *parts: _joined(":", parts),
     "numpy.core.multiarray.scalar": _numpy_scalar,
     "numpy._core.multiarray.scalar": _numpy_scalar,
+    "numpy.core.multiarray._reconstruct": _numpy_array,
+    "numpy._core.multiarray._reconstruct": _numpy_array,
 }
 # Names that are only mentioned (type hints, dtypes); a call of one is refused.
 _MENTIONED = {f"builtins.{name}" for name in ("object", "int", "float", "str", "bool")}
 _MENTIONED |= {f"torch.{kind}{bits}" for kind, bits in (("float", 16), ("float", 32), ("float", 64), ("bfloat", 16))}
-_MENTIONED |= {"torch.int8", "torch.int16", "torch.int32", "torch.int64", "torch.uint8", "torch.bool"}
-# Classes whose objects become `Instance`s. They are all options or running averages: data.
-_INERT = {"argparse.Namespace", "numpy.dtype"}
+_MENTIONED |= {"numpy.ndarray", "torch.int8", "torch.int16", "torch.int32", "torch.int64", "torch.uint8", "torch.bool"}
+# Classes whose objects become `Instance`s. They are all options, dates or running averages: data.
+_INERT = {"argparse.Namespace", "numpy.dtype", "datetime.datetime", "datetime.date", "datetime.timedelta"}
 _INERT_PREFIXES = (
     "omegaconf.base.",
     "omegaconf.dictconfig.",
