@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import torch
 
 MAX_LISTED = 10
+READ_THREADS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +99,14 @@ class Checkpoint:
     def load(self) -> dict[str, torch.Tensor]:
         """Read every tensor into memory."""
         with self.reader() as read:
-            return {name: read(name) for name in self.infos}
+            return by_name(read, self.infos)
+
+
+def by_name(read: Callable[[str], torch.Tensor], names: Iterable[str]) -> dict[str, torch.Tensor]:
+    """Return what `read` gives for each name, in some threads: one alone waits for fresh memory half of its time."""
+    listed = list(names)
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        return dict(zip(listed, pool.map(read, listed), strict=True))
 
 
 class Reader:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from soups.errors import UserError
 from soups.points import Point
 from soups.recipes.compute import compute_into
-from soups.state import MAX_LISTED, Checkpoint, read_digests
+from soups.state import MAX_LISTED, Checkpoint, Reader, by_name, read_digests
 
 if TYPE_CHECKING:
     import torch
@@ -88,17 +89,21 @@ def _load(checkpoints: Sequence[Checkpoint], live: Mapping[str, torch.Tensor]) -
     shared: dict[Any, torch.Tensor] = {}
     states: list[dict[str, torch.Tensor]] = []
     for checkpoint in checkpoints:
-        state: dict[str, torch.Tensor] = {}
+        # An adapter changes the tensor after it is read: the place in the file does not tell what it is.
+        keys = {n: (info, checkpoint if n in checkpoint.updates else None) for n, info in checkpoint.infos.items()}
+        missing = {key: name for name, key in keys.items() if key not in shared}
         with checkpoint.reader() as read:
-            for name, info in checkpoint.infos.items():
-                # An adapter changes the tensor after it is read: the place in the file does not tell what it is.
-                key = (info, checkpoint if name in checkpoint.updates else None)
-                if key not in shared:
-                    tensor = read(name)
-                    shared[key] = tensor.to(live[name].device) if fits and name in live else tensor
-                state[name] = shared[key]
-        states.append(state)
+            placed = partial(_read_onto, read, live if fits else {})
+            found = by_name(placed, missing.values())
+        shared |= {key: found[name] for key, name in missing.items()}
+        states.append({name: shared[key] for name, key in keys.items()})
     return states
+
+
+def _read_onto(read: Reader, live: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
+    """Read a tensor onto the device of the live one, if there is one."""
+    tensor = read(name)
+    return tensor.to(live[name].device) if name in live else tensor
 
 
 def check_live(infos: Mapping[str, Any], live: Mapping[str, torch.Tensor], spec: str) -> None:
