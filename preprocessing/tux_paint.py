@@ -5,9 +5,9 @@
 
 Nothing of the stamps ships with this package. Reads `CLASS/.../X.png` with `X.txt`, whose first line is the English
 caption; letters, digits and coins (`symbols/`) and mirrored twins are left out. Writes pictures of one to three
-things side by side or stacked to `data/tux_paint`, and manifests `{caption,vqa,grounding,entailment}_{train,val,test}`
-beside them. Parts are cut by caption, so no caption of one part occurs in another; a scene is a function of seed, part
-and number.
+things side by side or stacked to `data/tux_paint`, and manifests `{caption,vqa,grounding,entailment}_{train,val,test,known}`
+beside them. Parts are cut by caption, so no caption of train, val or test occurs in another of them; `known` has new
+scenes of the training part's stamps: what can be named. A scene is a function of seed, part and number.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from tqdm import tqdm
 from preprocessing.official import Row, one_line, write_manifests
 from unival.errors import UserError, run_cli
 
-PARTS = {"train": 4000, "val": 300, "test": 500}
+PARTS = {"train": 4000, "val": 300, "test": 500, "known": 500}
 COLOURS = {"white": (255, 255, 255), "grey": (214, 214, 214), "blue": (198, 218, 240), "green": (205, 232, 200)}
 COLOURS |= {"yellow": (248, 240, 190), "pink": (246, 214, 222)}
 PLACES = {"row": ("left", "middle", "right"), "column": ("top", "middle", "bottom")}
@@ -87,7 +87,7 @@ def read_stamps(root: Path) -> dict[str, list[Stamp]]:
             parts[part].append(Stamp(f"{article.lower()} {name}", name, kind, path))
     if not parts:
         raise UserError(f"no captioned stamp in {root}", fix="give .../usr/share/tuxpaint/stamps of the Debian package")
-    return parts
+    return parts | {"known": parts["train"]}
 
 
 def make_scene(stamps: Sequence[Stamp], rng: random.Random, image_px: int) -> Scene:

@@ -204,6 +204,7 @@ def stamps(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_tux_paint_parts_share_no_caption(stamps: Path) -> None:
     parts = tux_paint.read_stamps(stamps)
     names = {part: {stamp.name for stamp in found} for part, found in parts.items()}
+    assert names.pop("known") == names["train"]
     assert sum(map(len, names.values())) == 60
     assert not names["train"] & names["test"]
     assert not names["train"] & names["val"]
