@@ -26,6 +26,7 @@ from unival.data.mixture import RowSlice, StageBatches
 from unival.errors import UserError
 from unival.schema import RunConfig
 from unival.train import Interrupted, StageLoop, add_encoders, main, train
+from unival.training.building import start
 from unival.training.optim import freeze
 from unival.training.saving import checkpoints
 
@@ -342,6 +343,15 @@ def test_options_that_no_model_has_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         train(fine_tuning(tmp_path / "run", initial, manifest, {}, **changes))
+
+
+def test_weights_of_an_encoder_that_joins_later_wait_for_it(tmp_path: Path) -> None:
+    settings = tiny.run_settings(tmp_path / "run", STEPS)
+    assert settings["stages"][1]["add"].keys() == {"video_encoder"}
+    settings["model"] |= {"video_encoder": None}
+    config = RunConfig.model_validate(settings | {"encoder_weights": {"video_encoder": "not-read-yet"}})
+    model, _ = start(config)
+    assert model.config.video_encoder is None
 
 
 def test_an_unknown_encoder_cannot_join(tmp_path: Path, initial: Path, manifest: Path) -> None:

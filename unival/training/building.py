@@ -47,8 +47,9 @@ def start(config: RunConfig) -> tuple[UnivalForConditionalGeneration, UnivalProc
     model = UnivalForConditionalGeneration(UnivalConfig(**sizes, **config.model))
     if config.bart_weights is not None:
         load_bart(model, config.bart_weights)
-    for name in config.encoder_weights.keys() & config.model.keys():
-        load_encoder(model, name, config.encoder_weights[name])
+    for name, path in config.encoder_weights.items():
+        if config.model.get(name) is not None:  # the others join later
+            load_encoder(model, name, path)
     return model, processor
 
 
