@@ -88,7 +88,8 @@ def merge_adapters(
     if dry_run:
         return summary | {"relative_error": None, "written": False}
     checkpoints = [
-        Checkpoint(name, adapter.path, adapter.factors) for name, adapter in zip(names, adapters, strict=True)
+        Checkpoint(name, adapter.path, adapter.factors, updates=adapter.layers)
+        for name, adapter in zip(names, adapters, strict=True)
     ]
     tensors, ranks, error = _mixture(adapters, checkpoints, weights, mode, rank)
     sha256 = {checkpoint.name: checkpoint.digest for checkpoint in checkpoints}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from soups.errors import UserError
 from soups.evaluator import check_args, import_function
 from soups.sources.info import DTYPES, TensorInfo
+from soups.state import open_checkpoint
 
 if TYPE_CHECKING:
     import torch
@@ -31,8 +32,8 @@ def recomputed(
 
     Args:
         checkpoint_path: the merged checkpoint.
-        spec: ``module:function``, called as ``function(checkpoint_path, **args)``; it returns the model, its
-            weights loaded, and an iterable of batches.
+        spec: ``module:function``, called as ``function(checkpoint_path, **args)``; it returns the model, into
+            which the merged weights are written here, and an iterable of batches.
         args: arguments of the function.
         wanted: the statistics of the checkpoint, by name.
 
@@ -44,6 +45,9 @@ def recomputed(
     function = import_function(spec, "policies: recompute")
     check_args(spec, function, args)
     model, batches = function(checkpoint_path, **args)
+    live = model.state_dict()
+    stored = {name: tensor for name, tensor in open_checkpoint(checkpoint_path).load().items() if name in live}
+    model.load_state_dict(stored, strict=False)
     recompute(model, batches)
     state = {name: tensor for name, tensor in model.state_dict().items() if is_statistic(name)}
     problems = [f"{name} {info}" for name, info in wanted.items() if name not in state]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -55,6 +56,20 @@ def read_results(out_dir: Path) -> list[Result]:
         )
     with path.open("rb") as file:
         return _parse(file, path)[0]
+
+
+@contextmanager
+def new_or_old(out_dir: Path, *, is_shared: bool = False) -> Iterator[None]:
+    """Make the folder of a sweep; where its first point is refused nothing of it is left, unless others share it."""
+    is_old = out_dir.exists()
+    out_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except UserError:
+        path = out_dir / RESULTS_NAME
+        if not is_old and not is_shared and path.is_file() and path.stat().st_size == 0:
+            shutil.rmtree(out_dir)
+        raise
 
 
 @contextmanager

@@ -64,12 +64,16 @@ class Checkpoint:
 
     @cached_property
     def digest(self) -> str:
-        """Return one digest for the weights: that of the file, or of the list of digests when there are several."""
+        """Return one digest for the weights: that of the file, or of the list of digests when there are several.
+
+        What an adapter's settings make of its factors, such as the scale, is part of the list.
+        """
         digests = self.file_digests
         is_average = self.average or (self.base is not None and self.base.average)
-        if len(digests) == 1 and not is_average:
+        if len(digests) == 1 and not is_average and not self.updates:
             return next(iter(digests.values()))
         listing = "".join(f"{digest}  {name}\n" for name, digest in digests.items())
+        listing += "".join(f"{self.updates[name]}  {name}\n" for name in sorted(self.updates))
         return hashlib.sha256((listing + "average" * is_average).encode()).hexdigest()
 
     def described(self) -> dict[str, Any]:

@@ -22,7 +22,16 @@ from soups.methods import Method, get_method
 from soups.points import Point
 from soups.recipes.coefficients import Rule
 from soups.recipes.policies import Policies
-from soups.results import SWEEP_NAME, Result, append_result, append_shared, open_results, read_manifest, read_results
+from soups.results import (
+    SWEEP_NAME,
+    Result,
+    append_result,
+    append_shared,
+    new_or_old,
+    open_results,
+    read_manifest,
+    read_results,
+)
 from soups.scoring import Scorer, remove_leftovers, score_points
 from soups.shares import Share
 from soups.state import Checkpoint, read_digests, reopen, write_text
@@ -201,9 +210,8 @@ def run_sweep(
     for point in points:
         sweep.recipe(point).check()
     read_digests(sweep.recipe(points[0]).files if points else [])
-    out_dir.mkdir(parents=True, exist_ok=True)
     is_shared = share.count > 1
-    with open_results(out_dir, is_shared=is_shared) as (previous, file):
+    with new_or_old(out_dir, is_shared=is_shared), open_results(out_dir, is_shared=is_shared) as (previous, file):
         _write_manifest(sweep, out_dir, has_results=bool(previous))
         if not is_shared:
             remove_leftovers(out_dir)

@@ -17,6 +17,9 @@ import typer
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # writing into an open file does not name it
 
 
+RESUMED = ("sweep", "study", "pick", "greedy")  # commands that keep what they have scored
+
+
 def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
     """Print what a person did wrong in a few lines and exit with code 2; 130 when interrupted."""
 
@@ -41,7 +44,9 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
             print(f"error: {error.strerror}{where}\n  fix: {fix}", file=sys.stderr)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            print("interrupted; the same command continues where it stopped", file=sys.stderr)
+            keeps = command.__module__.rpartition(".")[2] in RESUMED
+            again = "continues where it stopped" if keeps else "starts again"
+            print(f"interrupted; the same command {again}", file=sys.stderr)
             raise typer.Exit(130) from None
 
     return wrapped

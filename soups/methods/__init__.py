@@ -31,6 +31,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -319,18 +320,21 @@ def get_method(
     if name not in method_names():
         raise UserError(f"unknown method {name!r}", fix=did_you_mean(name, method_names()))
     module = importlib.import_module(f"soups.methods.{name}")
-    known = method_params(module)
-    for key, value in (params or {}).items():
+    known, given = method_params(module), dict(params or {})
+    for key, value in given.items():
         if key not in known:
             raise UserError(f"method {name!r} has no parameter {key!r}", fix=did_you_mean(key, known))
         expected = type(known[key])
+        if expected is float and isinstance(value, str):
+            with suppress(ValueError):
+                given[key] = value = float(value)  # YAML 1.1 reads .3 and 1e-6 as text
         is_number = expected is float and isinstance(value, int) and not isinstance(value, bool)
         if type(value) is not expected and not is_number:
             raise UserError(
                 f"parameter {key!r} of method {name!r} is {value!r}",
                 fix=f"give a value of type {expected.__name__}, as the default {known[key]!r}",
             )
-    return Method(name, {**known, **(params or {})}, module, tuple(extras))
+    return Method(name, {**known, **given}, module, tuple(extras))
 
 
 def method_params(module: ModuleType) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from soups.merge import Recipe, used_base
 from soups.methods import get_method
 from soups.recipes.coefficients import Rule, check_finite
 from soups.recipes.mergekit import from_mergekit, is_mergekit
-from soups.recipes.policies import Policies
+from soups.recipes.policies import Action, Policies
 from soups.state import Checkpoint, is_adapter, open_checkpoint
 
 MAX_PROBLEMS = 3
@@ -174,7 +174,7 @@ def explain(recipe: Recipe) -> list[dict[str, Any]]:
             "tensor": name,
             "dtype": action.info.dtype,
             "shape": list(action.info.shape),
-            "action": recipe.method.name if action.how == "merge" else action.how,
+            "action": _action(recipe, action),
             "coefficients": dict(zip(names, action.weights, strict=True)),
             "parts": [
                 {
@@ -187,6 +187,12 @@ def explain(recipe: Recipe) -> list[dict[str, Any]]:
         }
         for name, action in recipe.actions.items()
     ]
+
+
+def _action(recipe: Recipe, action: Action) -> str:
+    """Return what is done to a tensor, in a word: what one model adds to the base is copied, as in `compute_into`."""
+    is_new = recipe.method.base == "required" and not any(part.has_base for part in action.parts)
+    return action.how if action.how != "merge" else "copy" if is_new else recipe.method.name
 
 
 def explain_lines(recipe: Recipe) -> list[str]:

@@ -218,11 +218,11 @@ def _decide(inputs: _Inputs, name: str, info: TensorInfo, weights: Sequence[floa
         if policy != "merge" and is_statistic(name):
             return "linear", None, f"batch norm {policy}"
         return "merge", None, ""
-    if inputs.integers == "error":
-        return "agree", None, "integers error"
     endpoint, why = one_hot(weights), f"integers {inputs.integers}"
     if endpoint is not None:
         return "copy", endpoint, why
+    if inputs.integers == "error":
+        return "agree", None, why
     if inputs.integers.startswith(FROM):
         return "copy", names.index(inputs.integers.removeprefix(FROM)), why
     if inputs.integers == "max":

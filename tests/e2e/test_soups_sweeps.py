@@ -131,6 +131,15 @@ def test_policies_that_leave_tensors_out_need_files_to_score(models, tmp_path, m
     assert "no batch-norm statistics" in soups("sweep", "recipe.yaml", *args, code=2)
 
 
+def test_a_sweep_whose_first_point_is_refused_leaves_nothing(models, tmp_path):
+    wrong = ("--evaluator", f"{ME}:nowhere", "--points", 3, "-o", tmp_path / "s")
+    assert "has no function 'nowhere'" in soups("sweep", *models, *wrong, code=2)
+    assert not (tmp_path / "s").exists()
+    sweep(models, tmp_path / "s", "--points", 3)
+    assert "another sweep" in soups("sweep", *models, *wrong, code=2)
+    assert len(read_results(tmp_path / "s")) == 3
+
+
 def test_processes_share_a_sweep(models, tmp_path):
     from soups.methods import get_method
     from soups.points import segment

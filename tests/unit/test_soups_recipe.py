@@ -128,10 +128,11 @@ coefficients:
     assert any(line.startswith("head.weight") and "a 0.75 b 0.25" in line for line in lines)
 
 
-def test_weights_are_equal_by_default_and_params_and_base_are_read(two):
+@pytest.mark.parametrize("density", ["1", "1e-0", "'1.0'"])
+def test_weights_are_equal_by_default_and_params_and_base_are_read(two, density):
     save(two / "init", numbers(0))
-    recipe = load_recipe(write(two, "{method: ties, params: {density: 1}, models: {a: a, b: b}, base: init}"))
-    assert result(recipe, two)["head.weight"].unique().tolist() == [2.0]
+    text = f"{{method: ties, params: {{density: {density}}}, models: {{a: a, b: b}}, base: init}}"
+    assert result(load_recipe(write(two, text)), two)["head.weight"].unique().tolist() == [2.0]
 
 
 @pytest.mark.parametrize(
@@ -194,7 +195,10 @@ def recipe_of(*checkpoints, weights=(0.5, 0.5), method="linear", base=None, inte
 
 @pytest.mark.parametrize(
     ("policy", "weights", "expected"),
-    [("first", (0.5, 0.5), 3), ("max", (0.5, 0.5), 9), ("from:b", (0.5, 0.5), 9), ("max", (1.0, 0.0), 3)],
+    [
+        *[("first", (0.5, 0.5), 3), ("max", (0.5, 0.5), 9), ("from:b", (0.5, 0.5), 9)],
+        *[("max", (1.0, 0.0), 3), ("error", (0.0, 1.0), 9)],
+    ],
 )
 def test_integers_that_differ(tmp_path, policy, weights, expected):
     a = save(tmp_path / "a", numbers(1) | {"steps": torch.tensor(3)})
@@ -242,6 +246,8 @@ def test_a_tensor_that_one_model_adds_to_the_base_is_copied(tmp_path):
     recipe = recipe_of(a, extra, weights=(0.4, 0.4), method="task_arithmetic", base=base, keys="owners")
     merged = result(recipe, tmp_path)
     assert merged["new_head"].tolist() == [7.0, 7.0]
+    actions = {row["tensor"]: row["action"] for row in explain(recipe)}
+    assert (actions["new_head"], actions["head.weight"]) == ("copy", "task_arithmetic")
     assert merged["head.weight"].unique().tolist() == pytest.approx([1.6])
     both = [save(tmp_path / n, c.load() | {"new_head": torch.ones(2)}) for n, c in (("a2", a), ("b2", b))]
     with pytest.raises(UserError, match="'new_head' are in 2 models but not in the base"):
@@ -371,6 +377,10 @@ def loaded(checkpoint_path, count=4):
     return model.train(), batches()[:count]
 
 
+def unloaded(checkpoint_path):
+    return Net(), batches()
+
+
 def test_recomputed_statistics_are_the_means_over_batches_and_modes_are_restored():
     model = net(1).train()
     momentum = model.norm.momentum
@@ -426,9 +436,10 @@ def test_recomputing_replaces_the_statistics_and_nothing_else(tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_recomputing_at_an_endpoint_is_recomputing_that_model(tmp_path):
+@pytest.mark.parametrize("function", ["loaded", "unloaded"])  # what it does not load is written into its model
+def test_recomputing_at_an_endpoint_is_recomputing_that_model(tmp_path, function):
     a, b = (save(tmp_path / n, net(seed).state_dict()) for seed, n in ((1, "a"), (2, "b")))
-    policies = {"batch_norm": "recompute", "recompute": f"{__name__}:loaded"}
+    policies = {"batch_norm": "recompute", "recompute": f"{__name__}:{function}"}
     merged = result(recipe_of(a, b, weights=(1.0, 0.0), integers="max", **policies), tmp_path)
     model = net(1)
     recompute(model, batches())

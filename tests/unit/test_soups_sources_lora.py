@@ -116,6 +116,17 @@ def test_alpha_may_differ_by_layer_and_rank_is_read_from_the_factors(tmp_path):
         close({layer: loaded[f"{layer}.weight"]}, {layer: merged_by_hand(base, low, scale)[f"{layer}.weight"]})
 
 
+def test_settings_that_change_an_adapter_change_its_digest(tmp_path):
+    save_base(tmp_path / "base")
+    low = factors(10, 2)
+    settings = ({}, {"use_rslora": True}, {"lora_alpha": 16}, {"alpha_pattern": {"proj": 2}}, {"fan_in_fan_out": True})
+    for number, changes in enumerate(settings):
+        save_adapter(tmp_path / str(number), low, **changes)
+    digests = [open_checkpoint(tmp_path / str(number)).digest for number in range(len(settings))]
+    assert len(set(digests[:4])) == 4
+    assert digests[4] == digests[0]  # no square weight: it means nothing here
+
+
 @pytest.mark.parametrize("fan_in_fan_out", [False, True])
 def test_only_a_square_weight_asks_the_configuration_how_it_is_stored(tmp_path, fan_in_fan_out):
     base = save_base(tmp_path / "base")
