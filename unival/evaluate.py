@@ -54,6 +54,9 @@ def evaluate(
     predictions and no scores. With `rerank`, the hypothesis of the search with the highest reward is the prediction.
     `workers` processes decode media, each of which is killed when one takes too long; `max_bad_rows` media may fail.
     """
+    if task.modality != "text" and getattr(model.config, f"{task.modality}_encoder") is None:
+        fix = f"give a model with one, or add `{task.modality}_encoder` to its configuration and train it"
+        raise UserError(f"this model has no {task.modality} encoder", where=description, fix=fix)
     model.eval()
     store = store or MemoryStore()
     rows, world = store.rows(), store.world
@@ -194,7 +197,11 @@ def evaluate_all(
     report, metrics, stores = {}, {}, []
     for config in configs:
         known = known_settings(model, processor, config, weights)
-        key = text_hash([json.dumps(known, sort_keys=True, default=str)])[:16]
+        # Not the threads: an evaluation goes on with any number of them, as it does with any number of processes.
+        identity = known | {
+            "versions": {name: known["versions"][name] for name in known["versions"] if name != "threads"}
+        }
+        key = text_hash([json.dumps(identity, sort_keys=True, default=str)])[:16]
         store = PredictionStore(out_dir / ".unfinished" / f"{config.name}-{key}", world)
         stores.append(store)
         result = run_evaluation(model, processor, config, store)

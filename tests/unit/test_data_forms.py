@@ -177,6 +177,14 @@ def test_members_of_archives_become_fields(tmp_path: Path) -> None:
         UserError, match=r"the sample has no 'txxt' .*a\.tar, sample \.\./\.\./etc/7.*did you mean 'txt'"
     ):
         ArchiveRows(str(tmp_path / "*.tar"), {"caption": "txxt"})[0]
+    with tarfile.open(tmp_path / "b.tar", "w") as archive:
+        add(archive, "8.jpg", b"picture")
+        add(archive, "8.seg.png", b"\x89PNG")
+        add(archive, "8.npy", b"text, for once")
+        add(archive, "8.cls", b"\xff\xfe")
+        add(archive, "8.question", b"where?")
+    beside = ArchiveRows(str(tmp_path / "b.tar"))[0]
+    assert (set(beside), beside["question"]) == ({"uid", "image", "media_id", "question"}, "where?")
     assert row["image"].file == str(tmp_path / "a.tar")  # the member's name is never a path
     assert row["image"].read() == b"picture"
 

@@ -14,10 +14,11 @@ from tests import tiny
 from unival import evaluate as module
 from unival.errors import UserError
 from unival.evaluate import Evaluation, changed_processor, evaluate, evaluate_all, predict_rows, task_for
+from unival.evaluation import provenance
 from unival.evaluation.loading import make_ready
 from unival.evaluation.predictions import PredictionStore, text_fields
-from unival.evaluation.provenance import split_hash, weights_hash
-from unival.schema import EvaluationConfig
+from unival.evaluation.provenance import source_files, split_hash, weights_hash
+from unival.schema import EvaluationConfig, SourceConfig
 from unival.tasks.base import get_task
 from unival.training.distributed import World
 
@@ -292,6 +293,51 @@ def test_a_changed_model_does_not_meet_unfinished_rows_of_another(manifest: Path
     assert known[0] != known[1]
     other = module.known_settings(tiny.model(), tiny.processor(), config.model_copy(update={"num_beams": 2}), "")
     assert other["search"] != known[0]["search"]
+
+
+def test_changed_archives_and_data_sets_are_other_data(tmp_path: Path) -> None:
+    (tmp_path / "0.tar").write_bytes(b"one")
+    (tmp_path / "data").mkdir()
+    for source in ({"webdataset": f"{tmp_path}/{{0..0}}.tar"}, {"huggingface": str(tmp_path / "data")}):
+        config = SourceConfig.model_validate(source)
+        before = source_files(config)
+        (tmp_path / "0.tar").write_bytes(b"another")
+        (tmp_path / "data" / "rows.parquet").write_bytes(b"rows")
+        assert source_files(config) != before
+        assert source_files(config) == source_files(config)
+
+
+def test_an_evaluation_goes_on_with_another_number_of_threads(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (config,) = suite(manifest, {"name": "one"})
+    predicted: list[int] = []
+
+    def counted(*args: Any) -> Any:
+        if len(predicted) == 4:
+            raise KeyboardInterrupt
+        predicted.extend(args[3].indices)
+        return predict_rows(*args)
+
+    monkeypatch.setattr(module, "predict_rows", counted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_all(tiny.model(), tiny.processor(), [config], tmp_path)
+    versions = provenance.versions()
+    monkeypatch.setattr(provenance, "versions", lambda: versions | {"threads": "77 threads"})
+    predicted.append(-1)
+    evaluate_all(tiny.model(), tiny.processor(), [config], tmp_path)
+    assert predicted == [0, 1, 2, 3, -1, 4]
+    assert json.loads((tmp_path / "metrics.json").read_text())["one"]["settings"]["versions"]["threads"] == "77 threads"
+
+
+def test_what_a_model_cannot_read_is_said_before_anything_is_predicted(manifest: Path, tmp_path: Path) -> None:
+    (config,) = suite(manifest, {"name": "heard", "task_args": {"modality": "audio"}})
+    with pytest.raises(UserError, match="this model has no audio encoder"):
+        evaluate_all(tiny.build_model(audio_encoder=None), tiny.processor(), [config], tmp_path)
+    (config,) = suite(manifest, {"name": "d", "task": "caption", "task_args": {"document_frequencies": "nowhere"}})
+    with pytest.raises(UserError, match=r"task_args\.document_frequencies: there is no file nowhere"):
+        evaluate_all(tiny.model(), tiny.processor(), [config], tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_two_evaluations_of_one_name_are_refused(manifest: Path, tmp_path: Path) -> None:

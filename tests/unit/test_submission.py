@@ -35,6 +35,7 @@ def test_captions_are_the_official_list_with_integer_ids(tmp_path: Path) -> None
         ("vizwiz", {"image_id": "VizWiz_val_1.jpg", "prediction": "x"}, {"image": "VizWiz_val_1.jpg", "answer": "x"}),
         ("gqa", {"question_id": "0123", "prediction": "yes"}, {"questionId": "0123", "prediction": "yes"}),
         ("refcoco", {"uid": "26", "prediction": [1, 2, 3.5, 4]}, {"uniq_id": "26", "box": [1.0, 2.0, 3.5, 4.0]}),
+        ("refcoco", {"uid": "007", "prediction": [1, 2, 3, 4]}, {"uniq_id": "007", "box": [1.0, 2.0, 3.0, 4.0]}),
         ("refcoco", {"uid": "26", "prediction": None}, {"uniq_id": "26", "box": [0.0, 0.0, 0.0, 0.0]}),
         ("snli_ve", {"uid": "4.jpg#2r1n", "prediction": "no"}, {"uniq_id": "4.jpg#2r1n", "answer": "contradiction"}),
     ],

@@ -74,6 +74,17 @@ def test_the_most_confident_answer_is_the_target_and_confidences_are_the_score()
     assert made("vqa", record)[1] == "yes"
     scores = get_task("vqa").score(["no", "maybe", "Yes"], [record] * 3)
     assert scores["accuracy"].tolist() == [1.0, 0.3, 0.0]
+    plain = {"question": "why?", "answers": ["no"] * 10}
+    mixed = get_task("vqa").score(["maybe", "no", "yes"], [record, plain, plain])
+    assert mixed["accuracy"].tolist() == [0.3, 1.0, 0.0]
+    assert not get_task("vqa").is_labelled({"question": "why?", "answers": []})
+
+
+@pytest.mark.parametrize(("task", "prompt"), [("caption", "what is {foo}?"), ("vqa", "{question} {0}"), ("vqa", "{")])
+def test_a_prompt_that_cannot_be_filled_in_is_refused(task: str, prompt: str) -> None:
+    with pytest.raises(UserError, match=r"task_args\.prompt: .* cannot be filled in"):
+        get_task(task, {"prompt": prompt})
+    assert get_task("vqa", {"prompt": "{{q}} {question}"})
 
 
 def test_a_box_is_quantised_on_a_picture_squashed_to_512_pixels() -> None:

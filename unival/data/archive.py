@@ -24,6 +24,7 @@ EXTENSIONS = {
     **dict.fromkeys(("mp4", "mov", "webm", "mkv", "avi", "m4v"), "video"),
     **dict.fromkeys(("wav", "flac", "ogg", "mp3", "m4a", "aac", "opus"), "audio"),
 }
+BINARY = frozenset({"npy", "npz", "pth", "pt", "pickle", "pkl", "pyd", "ten", "tb", "mp", "msg", "cbor", "safetensors"})
 MAX_TEXT_BYTES = 1_000_000
 MAX_SHARDS = 100_000
 
@@ -33,7 +34,8 @@ class ArchiveRows:
 
     The members of a row share their name up to the first dot of the file name. What follows the dot says what it is:
     a picture, video or sound; `json`, an object whose fields join the row; `txt`, the caption; any other extension, a
-    text field of this name, such as `0007.question`.
+    text field of this name, such as `0007.question`. Other members that are no text (`0007.npy`, `0007.seg.png`) are
+    passed over.
 
     Args:
         paths: One path, a pattern with `{000..099}` or `*`, or several of these.
@@ -174,12 +176,16 @@ def _field(archive: tarfile.TarFile, path: Path, member: tarfile.TarInfo, extens
         # The offset is that of the content in the archive.
         return {column: {"file": str(path.resolve()), "offset": member.offset_data, "bytes": member.size}}
     content = archive.extractfile(member)
+    if extension.rpartition(".")[2] in EXTENSIONS or extension in BINARY:
+        return {}
     if member.size > MAX_TEXT_BYTES or content is None:
         raise UserError(f"a text member of {member.size:,} bytes", where=where)
     try:
         text = content.read().decode("utf-8")
         value = json.loads(text) if extension == "json" else text.strip()
     except (ValueError, RecursionError) as error:
+        if extension not in ("json", "txt", ""):
+            return {}
         raise UserError(f"the member cannot be read: {error}", where=where) from None
     if extension != "json":
         return {extension or "txt": value}

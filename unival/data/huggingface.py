@@ -1,6 +1,7 @@
 """Rows of a Hugging Face data set that is already on this machine; nothing is downloaded."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,8 @@ def _load(name: str, split: str | None) -> Any:
         if (Path(name) / "dataset_info.json").is_file() or (Path(name) / "dataset_dict.json").is_file():
             data = datasets.load_from_disk(name)
         else:
-            local = datasets.DownloadConfig(local_files_only=True)
-            data = datasets.load_dataset(name, download_config=local)
+            with offline(datasets):
+                data = datasets.load_dataset(name)
     except Exception as error:  # the package raises whatever its readers raise
         fix = "give a folder on this machine, or download it first with `datasets`"
         raise UserError(f"the data set cannot be opened: {error}", where=name, fix=fix) from None
@@ -77,6 +78,22 @@ def _load(name: str, split: str | None) -> Any:
     if chosen not in data:
         raise UserError(f"there is no split {chosen!r}", where=name, fix=did_you_mean(chosen, list(data)))
     return data[chosen]
+
+
+@contextmanager
+def offline(datasets: Any) -> Iterator[None]:
+    """Keep `datasets` and the hub's client from asking the network: what they read when they are imported, set now."""
+    import huggingface_hub.constants as hub
+
+    places = [(datasets.config, "HF_HUB_OFFLINE"), (datasets.config, "HF_DATASETS_OFFLINE"), (hub, "HF_HUB_OFFLINE")]
+    before = [(place, name, getattr(place, name)) for place, name in places if hasattr(place, name)]
+    try:
+        for place, name, _ in before:
+            setattr(place, name, True)
+        yield
+    finally:
+        for place, name, value in before:
+            setattr(place, name, value)
 
 
 def _undecoded(data: Any) -> Any:

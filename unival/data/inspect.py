@@ -102,9 +102,9 @@ def inspect_rows(
     media: Counter[str] = Counter()
     for index, look in enumerate(pool.results(range(num_rows))):
         look.problem = lost.get(look.where, look.problem)
-        first = uids.setdefault(look.uid, look.where) if look.uid else look.where
-        if not look.problem and first != look.where:
-            look.problem = f"the uid {look.uid!r} is also that of {first}"
+        first, where = uids.setdefault(look.uid, (index, look.where)) if look.uid else (index, look.where)
+        if not look.problem and first != index:
+            look.problem = f"the uid {look.uid!r} is also that of row {first}, {where}"
         found.rows += 1
         found.good += not look.problem
         found.unlabelled += not look.problem and not look.is_labelled

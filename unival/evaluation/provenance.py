@@ -13,10 +13,12 @@ from typing import Any
 import torch
 
 from unival import __version__
+from unival.data.archive import expand
+from unival.errors import UserError
 from unival.generate import SearchOptions
 from unival.model.modeling import UnivalForConditionalGeneration
 from unival.model.processing import UnivalProcessor
-from unival.schema import EvaluationConfig
+from unival.schema import EvaluationConfig, SourceConfig
 from unival.tasks.base import Task
 
 PACKAGES = (
@@ -49,10 +51,8 @@ def settings(
         "task_args": arguments,
         "search": asdict(search) | {"decoder": "sample" if search.sampling else "beam"},
         "source": config.source.model_dump(mode="json", exclude_defaults=True),
-        "source_files": {
-            name: file_state(path) for name, path in (("manifest", config.source.manifest), ("tsv", config.source.tsv))
-        },
-        "files": {name: {"path": path, "sha256": file_hash(path)} for name, path in files.items()},
+        "source_files": source_files(config.source),
+        "files": {name: {"path": path, "sha256": needed_hash(name, path)} for name, path in files.items()},
         "processor": {name: getattr(processor, name) for name in PROCESSOR_FIELDS},
         "tokenizer_sha256": text_hash([processor.tokenizer.backend_tokenizer.to_str()]),
         "weights_sha256": weights,
@@ -71,8 +71,8 @@ def versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "absent"
-    threads = f"{torch.get_num_threads()} threads"
-    return found | {"machine": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {threads}"}
+    machine = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return found | {"machine": machine, "threads": f"{torch.get_num_threads()} threads"}
 
 
 def weights_hash(model: UnivalForConditionalGeneration) -> str:
@@ -106,6 +106,36 @@ def file_hash(path: str | Path) -> str | None:
         return None
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def needed_hash(name: str, path: str) -> str:
+    """Return the sha256 of a file that an argument names.
+
+    Raises:
+        UserError: There is none; said now, and not when everything is predicted.
+    """
+    found = file_hash(path)
+    if found is None:
+        raise UserError(f"task_args.{name}: there is no file {path}", fix="check the path")
+    return found
+
+
+def source_files(source: SourceConfig) -> dict[str, Any]:
+    """Return by kind of source what changes when its files do; many files are one hash of their sizes and times.
+
+    Pictures that a manifest or a table names are not looked at.
+    """
+    found: dict[str, Any] = {"manifest": file_state(source.manifest), "tsv": file_state(source.tsv)}
+    paths = []
+    if source.webdataset is not None:
+        given = source.webdataset
+        paths = [path for name in ([given] if isinstance(given, str) else given) for path in expand(name)]
+    elif source.huggingface is not None:
+        folder = Path(source.huggingface)
+        paths = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else [folder]
+    if paths:
+        found["others"] = text_hash(f"{path} {file_state(str(path))}" for path in paths)
+    return found
 
 
 def files_of(arguments: Mapping[str, Any]) -> dict[str, str | None]:

@@ -12,6 +12,7 @@ snli_ve                [{"uniq_id": "4705552913.jpg#2r1n", "answer": "contradict
 
 import csv
 from collections.abc import Callable, Iterable, Mapping
+from math import isfinite
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -67,7 +68,8 @@ def _identity(row: Row, names: tuple[str, ...], index: int) -> int | str:
     value = next((row[name] for name in (*names, "uid") if row.get(name) is not None), None)
     if value is None or value == "":
         raise UserError("a row has no identity", where=f"row {index}", fix=f"give it `{names[0]}`")
-    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
+    is_number = isinstance(value, str) and value.isascii() and value.isdigit() and str(int(value)) == value
+    return int(value) if is_number else value  # "007" is a name
 
 
 def _text(row: Row, identity: object) -> str:
@@ -111,7 +113,9 @@ def _box(identity: int | str, row: Row) -> dict[str, Any]:
     box = row.get("prediction", "")
     if box is None:
         box = [0.0, 0.0, 0.0, 0.0]
-    if not (isinstance(box, list | tuple) and len(box) == 4 and all(isinstance(x, int | float) for x in box)):
+    if not (
+        isinstance(box, list | tuple) and len(box) == 4 and all(isinstance(x, int | float) and isfinite(x) for x in box)
+    ):
         raise UserError(f"the prediction must be a box, got {box!r}", where=str(identity), fix="[x0, y0, x1, y1]")
     return {"uniq_id": str(identity), "box": [float(x) for x in box]}
 

@@ -82,7 +82,8 @@ def summary(run: RunFolder) -> Markup:
     if run.has("times.json"):
         content = run.json("times.json")
         open_steps = [row["title"] for row in content["steps"] if not row.get("complete", True)]
-        machine = run.json("versions.json").get("machine") if run.has("versions.json") else None
+        versions = run.json("versions.json") if run.has("versions.json") else {}
+        machine = ", ".join(versions[name] for name in ("machine", "threads") if name in versions)
         took = f"Run with seed {content.get('seed', 'unknown')}" + (f" on {machine}," if machine else "") + " in "
         missing = f"; stopped before the end of: {', '.join(open_steps)}" if open_steps else ""
         second = tag("p", took, tag("b", duration(content["total_seconds"])), missing, ".")

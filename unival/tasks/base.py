@@ -2,6 +2,7 @@
 
 import importlib
 import random
+import string
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,15 @@ from unival.errors import UserError, did_you_mean
 Scores = dict[str, np.ndarray]
 Answer = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Candidates = Annotated[tuple[Answer, ...], Field(min_length=1)]
+
+
+def fields_of(template: str) -> set[str]:
+    """Return the names in braces in a prompt.
+
+    Raises:
+        ValueError: If it is not one.
+    """
+    return {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
 
 
 class TaskArgs(BaseModel):
@@ -50,6 +60,22 @@ class TaskArgs(BaseModel):
     def _one_set(self) -> "TaskArgs":
         if {"candidates", "candidates_file"} <= self.model_fields_set and self.candidates and self.candidates_file:
             raise ValueError("give `candidates` or `candidates_file`, not both")
+        return self
+
+    @model_validator(mode="after")
+    def _known_fields_in_prompts(self) -> "TaskArgs":
+        for name in ("prompt", "caption_prompt"):
+            if name not in self.model_fields_set:
+                continue
+            known = fields_of(type(self).model_fields[name].default)
+            try:
+                unknown = fields_of(getattr(self, name)) - known
+            except ValueError as error:  # a brace without its other one
+                unknown = {str(error)}
+            if unknown:
+                listed = ", ".join(f"{{{field}}}" for field in sorted(known))
+                what = f"task_args.{name}: {getattr(self, name)!r} cannot be filled in: {sorted(unknown)[0]!r}"
+                raise UserError(what, fix=f"fields: {listed}; a brace is written twice")
         return self
 
     def answer_set(self) -> tuple[str, ...] | None:

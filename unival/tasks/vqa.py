@@ -52,16 +52,22 @@ class Task(TaskArgs):
 
     def is_labelled(self, record: Mapping[str, Any]) -> bool:
         """Return whether a prediction can be scored."""
-        return "answers" in record
+        return bool(record.get("answers"))
 
     def score(self, predictions: Sequence[str], records: Sequence[Mapping[str, Any]]) -> Scores:
         """Return the VQA accuracy; of records with confidences, that of the very answer, 0 for others."""
-        if all("confidences" in record for record in records):
-            soft = [dict(zip(column(r, "answers"), r["confidences"], strict=True)) for r in records]
-            return {"accuracy": np.array([s.get(p, 0.0) for p, s in zip(predictions, soft, strict=True)])}
-        answers = [column(record, "answers") for record in records]
-        found = vqa_accuracy(predictions, answers, official_references=self.official_references)
-        return {"accuracy": found.per_sample}
+        accuracy = np.zeros(len(records))
+        official = [index for index, record in enumerate(records) if "confidences" not in record]
+        if official:
+            answers = [column(records[index], "answers") for index in official]
+            asked = [predictions[index] for index in official]
+            found = vqa_accuracy(asked, answers, official_references=self.official_references)
+            accuracy[official] = found.per_sample
+        for index in set(range(len(records))).difference(official):
+            record = records[index]
+            soft = dict(zip(column(record, "answers"), record["confidences"], strict=True))
+            accuracy[index] = soft.get(predictions[index], 0.0)
+        return {"accuracy": accuracy}
 
 
 def best_answer(record: Mapping[str, Any]) -> str:
