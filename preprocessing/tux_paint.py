@@ -6,8 +6,9 @@
 Nothing of the stamps ships with this package. Reads `CLASS/.../X.png` with `X.txt`, whose first line is the English
 caption; letters, digits and coins (`symbols/`) and mirrored twins are left out. Writes pictures of one to three
 things side by side or stacked to `data/tux_paint`, and manifests
-`{caption,vqa,grounding,entailment}_{train,val,test,known}` beside them. Parts are cut by caption, so no caption of train, val or test occurs in another of them; `known` has new
-scenes of the training part's stamps: what can be named. A scene is a function of seed, part and number.
+`{caption,vqa,grounding,entailment}_{train,val,test,known}` beside them. Parts are cut by caption, so no caption of
+train, val or test occurs in another of them; `known` has new scenes of the training part's stamps: what can be named.
+A scene is a function of seed, part and number.
 """
 
 import argparse
