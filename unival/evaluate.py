@@ -66,7 +66,18 @@ def evaluate(
     size = 1 if (options or {}).get("sampling") else batch_size
     chunks = [todo[start : start + size] for start in range(0, len(todo), size)]
     loaded = load(processor, task, source, chunks, workers, max_bad_rows)
+    is_labelled: bool | None = None
     for ready in track(loaded, description, len(chunks)) if world.is_main else loaded:
+        for index, record in zip(ready.indices, ready.records, strict=True):
+            is_labelled = task.is_labelled(record) if is_labelled is None else is_labelled
+            if task.is_labelled(record) != is_labelled:
+                what = (
+                    "this row has no label, others have one"
+                    if is_labelled
+                    else "this row has a label, others have none"
+                )
+                fix = "complete the rows, or leave out those without a label"
+                raise UserError(what, where=row_name(source, index), fix=fix)
         store.append(predict_rows(model, processor, task, ready, num_beams, options, rerank))
     store.wait()
     rows = store.rows()

@@ -340,6 +340,15 @@ def test_what_a_model_cannot_read_is_said_before_anything_is_predicted(manifest:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_row_without_a_label_among_others_is_named_where_it_comes(manifest: Path, tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+    lines[3]["answers"] = []
+    mixed = manifest.with_name("mixed.jsonl")
+    mixed.write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(UserError, match=r"this row has no label, others have one.*mixed\.jsonl.*4"):
+        evaluate_all(tiny.model(), tiny.processor(), suite(mixed, {"name": "one"}), tmp_path)
+
+
 def test_two_evaluations_of_one_name_are_refused(manifest: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="two evaluations are called 'one'"):
         evaluate_all(tiny.model(), tiny.processor(), suite(manifest, {"name": "one"}, {"name": "one"}), tmp_path)
