@@ -183,6 +183,11 @@ def test_members_of_archives_become_fields(tmp_path: Path) -> None:
         add(archive, "8.npy", b"text, for once")
         add(archive, "8.cls", b"\xff\xfe")
         add(archive, "8.question", b"where?")
+    named = ArchiveRows(str(tmp_path / "b.tar"), {"image": "jpg", "text": "question"})[0]
+    assert (named["text"], named["image"].read()) == ("where?", b"picture")
+    tarfile.open(tmp_path / "c.tar", "w").close()
+    with pytest.raises(UserError, match=r"the archive holds no sample.*c\.tar"):
+        ArchiveRows(str(tmp_path / "c.tar"))
     beside = ArchiveRows(str(tmp_path / "b.tar"))[0]
     assert (set(beside), beside["question"]) == ({"uid", "image", "media_id", "question"}, "where?")
     assert row["image"].file == str(tmp_path / "a.tar")  # the member's name is never a path

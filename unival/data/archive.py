@@ -78,10 +78,11 @@ class ArchiveRows:
         if self.columns is None:
             row = {name: value for name, value in found.items() if name not in MEDIA_COLUMNS}
             return row if "txt" not in row else {"captions": [row.pop("txt")]} | row
-        missing = [column for column in self.columns.values() if column not in found]
+        texts = {field: column for field, column in self.columns.items() if EXTENSIONS.get(column) not in found}
+        missing = [column for column in texts.values() if column not in found]
         if missing:
             raise UserError(f"the sample has no {missing[0]!r}", where=where, fix=did_you_mean(missing[0], found))
-        return {"uid": found["uid"]} | {field: found[column] for field, column in self.columns.items()}
+        return {"uid": found["uid"]} | {field: found[column] for field, column in texts.items()}
 
     def _stored(self, index: int) -> dict[str, Any]:
         shard, offset = self._find(index)
@@ -157,8 +158,9 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     except (tarfile.TarError, OSError, EOFError) as error:
         fix = "it must be an uncompressed tar archive"
         raise UserError(f"the archive is damaged: {error}", where=str(path), fix=fix) from None
-    if row:
-        yield row
+    if not row:
+        raise UserError("the archive holds no sample", where=str(path))
+    yield row
 
 
 def _check_end(path: Path) -> None:
