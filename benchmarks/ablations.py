@@ -98,15 +98,18 @@ PICTURES = {
 SOUNDS = {"ESC-10 caption, exact": "sounds/exact", "spoken digits caption, exact": "digits/exact"}
 SOUND_QUESTIONS = {"ESC-10 QA": "sounds-qa/accuracy", "spoken digits QA": "digits-qa/accuracy"}
 
+FIRST_ARMS = (
+    Arm("balanced", "balanced.yaml"),
+    Arm("proportional", "proportional.yaml"),
+    Arm("curriculum", "curriculum.yaml", "balanced", "resume"),
+)
 SUITES = {
     "world": Suite(
         folder=".",
         start="runs/aligned",
         fix="`make runs/aligned/model.safetensors` (about an hour), or name a model with --start",
         arms=(
-            Arm("balanced", "balanced.yaml"),
-            Arm("proportional", "proportional.yaml"),
-            Arm("curriculum", "curriculum.yaml", "balanced", "resume"),
+            *FIRST_ARMS,
             Arm("audio_words", "audio.yaml"),
             Arm("audio_image_video", "audio.yaml", "curriculum"),
             Arm("one_stage", "one_stage.yaml"),
@@ -127,9 +130,7 @@ SUITES = {
         start="unival-tiny",
         fix="name a model folder with --start",
         arms=(
-            Arm("balanced", "balanced.yaml"),
-            Arm("proportional", "proportional.yaml"),
-            Arm("curriculum", "curriculum.yaml", "balanced", "resume"),
+            *FIRST_ARMS,
             Arm("audio_none", "audio_none.yaml", option="none"),
             Arm("audio_image_video", "audio.yaml"),
             Arm("one_stage", "one_stage.yaml"),

@@ -45,17 +45,19 @@ def recomputed(
     function = import_function(spec, "policies: recompute")
     check_args(spec, function, args)
     model, batches = function(checkpoint_path, **args)
-    live = model.state_dict()
-    stored = {name: tensor for name, tensor in open_checkpoint(checkpoint_path).load().items() if name in live}
-    model.load_state_dict(stored, strict=False)
-    recompute(model, batches)
-    state = {name: tensor for name, tensor in model.state_dict().items() if is_statistic(name)}
+    checkpoint, state = open_checkpoint(checkpoint_path), model.state_dict()
     problems = [f"{name} {info}" for name, info in wanted.items() if name not in state]
-    problems += [f"{n} {info}" for n, info in wanted.items() if n in state and tuple(state[n].shape) != info.shape]
+    stored = {name: info for name, info in checkpoint.infos.items() if name in state}
+    problems += [f"{name} {info}" for name, info in stored.items() if tuple(state[name].shape) != info.shape]
     if problems:
         raise UserError(
-            f"the model lacks these statistics: {', '.join(problems)}", where=spec, fix="load the same model"
+            f"the model lacks these tensors, or has them in another shape: {', '.join(problems)}",
+            where=spec,
+            fix="load the same model",
         )
+    model.load_state_dict(checkpoint.load(), strict=False)
+    recompute(model, batches)
+    state = model.state_dict()
     dtypes = {name: getattr(torch, DTYPES[info.dtype][0]) for name, info in wanted.items()}
     return {name: state[name].detach().cpu().to(dtype) for name, dtype in dtypes.items()}
 

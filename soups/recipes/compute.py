@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from soups.errors import UserError
 from soups.methods import Place, get_method
-from soups.recipes.policies import Action
+from soups.recipes.policies import Action, Part
 from soups.sources.info import DTYPES
 from soups.state import Checkpoint
 
@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from soups.methods import Method
 
 WIDE_DTYPES = {"F64", "F32", "F16", "BF16"}  # those of soups.engine.arrays, which is not imported before it is needed
+
+
+def is_new(part: Part, method: Method) -> bool:
+    """Say whether one model adds these rows to the base: there is no task vector, and they are copied."""
+    return method.base == "required" and not part.has_base
 
 
 def compute_into(
@@ -52,8 +57,7 @@ def compute_into(
         rows = ... if part.stop is None else slice(part.start, part.stop)
         models = [readers[part.models[place]](name)[rows] for place in order]
         weights = [part.weights[place] for place in order]
-        is_new = method.base == "required" and not part.has_base  # one model adds it: there is no task vector
-        if action.how == "copy" or (action.how == "merge" and is_new):
+        if action.how == "copy" or (action.how == "merge" and is_new(part, method)):
             out[rows].copy_(models[0])
         elif action.how == "linear":
             get_method("linear", {"extrapolate": True}).merge_into(out[rows], models, _normalized(weights))
@@ -82,9 +86,8 @@ def raw_of(
         return lambda out, inputs: _agreed_raw(name, out, inputs)
     if action.how == "max":
         return _largest_raw
-    is_new = method.base == "required" and not part.has_base
     dtypes = {action.info.dtype} | {model.infos[name].dtype for model in models}
-    if action.how == "copy" or (action.how == "merge" and is_new):
+    if action.how == "copy" or (action.how == "merge" and is_new(part, method)):
         return (lambda out, inputs: _copied(out, inputs[0])) if len(models) == len(dtypes) == 1 else None
     if action.how not in ("merge", "linear") or not dtypes <= WIDE_DTYPES:
         return None

@@ -27,6 +27,7 @@ from soups.errors import UserError, did_you_mean
 from soups.merge import Recipe, used_base
 from soups.methods import get_method
 from soups.recipes.coefficients import Rule, check_finite
+from soups.recipes.compute import is_new
 from soups.recipes.mergekit import from_mergekit, is_mergekit
 from soups.recipes.policies import Action, Policies
 from soups.state import Checkpoint, is_adapter, open_checkpoint
@@ -191,8 +192,9 @@ def explain(recipe: Recipe) -> list[dict[str, Any]]:
 
 def _action(recipe: Recipe, action: Action) -> str:
     """Return what is done to a tensor, in a word: what one model adds to the base is copied, as in `compute_into`."""
-    is_new = recipe.method.base == "required" and not any(part.has_base for part in action.parts)
-    return action.how if action.how != "merge" else "copy" if is_new else recipe.method.name
+    if action.how != "merge":
+        return action.how
+    return "copy" if all(is_new(part, recipe.method) for part in action.parts) else recipe.method.name
 
 
 def explain_lines(recipe: Recipe) -> list[str]:

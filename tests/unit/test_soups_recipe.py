@@ -381,6 +381,20 @@ def unloaded(checkpoint_path):
     return Net(), batches()
 
 
+def wider(checkpoint_path):
+    model = Net()
+    model.linear = torch.nn.Linear(2, 99)
+    return model, batches()
+
+
+def test_recomputing_with_another_model_is_refused(tmp_path):
+    a, b = (save(tmp_path / n, net(seed).state_dict()) for seed, n in ((1, "a"), (2, "b")))
+    policies = {"batch_norm": "recompute", "recompute": f"{__name__}:wider"}
+    with pytest.raises(UserError, match=r"in another shape: linear\.bias .*linear\.weight"):
+        merge(recipe_of(a, b, integers="max", **policies), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_recomputed_statistics_are_the_means_over_batches_and_modes_are_restored():
     model = net(1).train()
     momentum = model.norm.momentum

@@ -24,7 +24,7 @@ EXTENSIONS = {
     **dict.fromkeys(("mp4", "mov", "webm", "mkv", "avi", "m4v"), "video"),
     **dict.fromkeys(("wav", "flac", "ogg", "mp3", "m4a", "aac", "opus"), "audio"),
 }
-BINARY = frozenset({"npy", "npz", "pth", "pt", "pickle", "pkl", "pyd", "ten", "tb", "mp", "msg", "cbor", "safetensors"})
+BINARY = frozenset({"npy", "npz", "pth", "pickle", "pkl", "safetensors"})  # never a text, however large
 MAX_TEXT_BYTES = 1_000_000
 MAX_SHARDS = 100_000
 
