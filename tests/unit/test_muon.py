@@ -2,12 +2,15 @@
 
 from copy import deepcopy
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.testing import assert_allclose
 from torch import Tensor, nn
 
+from tests import ranks
 from unival.errors import UserError
 from unival.schema import OptimConfig
 from unival.training.muon import ADAM_RMS, MOMENTUM, orthogonalise
@@ -81,6 +84,35 @@ def test_a_resumed_optimizer_goes_on_bit_for_bit() -> None:
     updates(half, second, range(3, 6))
     for (name, a), b in zip(whole.state_dict().items(), half.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
+
+
+def test_a_convolution_counts_as_the_matrix_of_its_kernels() -> None:
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(3, 5, 3, bias=False)
+    net, kernels = nn.Sequential(convolution), convolution.weight
+    before = kernels.detach().clone()
+    optimizer = build_optimizer(net, OptimConfig(lr=0.01, weight_decay=0.0, muon=["0"]))
+    net(torch.randn(2, 3, 6, 6)).square().sum().backward()
+    assert kernels.grad is not None
+    gradient = kernels.grad.clone()
+    optimizer.step()
+    mixed = ((1 - MOMENTUM) + MOMENTUM * (1 - MOMENTUM)) * gradient
+    step = orthogonalise(mixed.reshape(1, 5, 27))[0] * ADAM_RMS * 27**0.5
+    torch.testing.assert_close(kernels, before - 0.01 * step.reshape(5, 3, 3, 3), atol=1e-5, rtol=1e-3)
+
+
+def trained_weights() -> dict[str, np.ndarray]:
+    torch.manual_seed(2)
+    net = Net()
+    updates(net, build_optimizer(net, CONFIG), range(3))
+    return {name: tensor.numpy() for name, tensor in net.state_dict().items()}
+
+
+def test_processes_that_share_the_work_all_have_the_result_of_one() -> None:
+    alone = trained_weights()
+    for weights in ranks.run(trained_weights, 2):
+        for name, values in alone.items():
+            assert_allclose(weights[name], values, atol=1e-6, err_msg=name)
 
 
 def test_a_pattern_without_parameters_is_refused() -> None:

@@ -10,16 +10,11 @@ and to the position bins of the box, whose embeddings start as smooth functions 
 direction, two heads of the first encoder layer learn to look from a token of a name to the cells that show it. What
 is left for the curriculum is to copy, to order and to relate. The encoders and everything else stay as they are. (The
 paper starts from BART, whose embeddings know their words, and has days of pretraining for the rest.)
-
-With --lookup only those two heads are fitted, in a model that can do the rest already:
-
-    python -m unival.tiny.align_names configs/pretrain/tiny_lookup.yaml --lookup --init MODEL --out runs/lookup
 """
 
 import argparse
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -28,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from unival.checkpoint import load_model, save_model
+from unival.checkpoint import save_model
 from unival.config import load_config
 from unival.data import world
 from unival.model.encoder import UnivalEncoder
@@ -127,39 +122,23 @@ class Readings(nn.Module):
         return -found.mean(), found.exp().mean().item()
 
 
-def only_lookup_heads(gradient: Tensor, num_heads: int) -> Tensor:
-    """Return the gradient of a query or key projection with the rows of all other heads set to zero."""
-    gradient = gradient.clone()
-    gradient[LOOKUP_HEADS * len(gradient) // num_heads :] = 0
-    return gradient
-
-
-def parameters_to_fit(encoder: UnivalEncoder, readings: Readings, lookup_only: bool) -> list[Tensor]:
-    """Return what `fit` changes: the two heads alone, or they, embeddings and projections."""
-    attention = cast(EncoderLayer, encoder.layers[0]).self_attn
-    heads = [attention.q_proj.weight, attention.k_proj.weight]
-    if lookup_only:
-        return heads
+def parameters_to_fit(encoder: UnivalEncoder, readings: Readings) -> list[Tensor]:
+    """Return what `fit` changes: embeddings, projections and the two heads."""
     trained = [*readings.parameters(), encoder.embed_tokens.weight, *encoder.patch_layernorm_embedding.parameters()]
     for modality in BATCH:
         trained += encoder.get_submodule(f"{modality}_proj").parameters()
-    return trained + heads
+    attention = cast(EncoderLayer, encoder.layers[0]).self_attn
+    return [*trained, attention.q_proj.weight, attention.k_proj.weight]
 
 
-def fit(
-    model: UnivalForConditionalGeneration, processor: UnivalProcessor, steps: int, lr: float, lookup_only: bool
-) -> None:
+def fit(model: UnivalForConditionalGeneration, processor: UnivalProcessor, steps: int, lr: float) -> None:
     """Fit in place, and print how often a cell is read right and found."""
     encoder = model.encoder.eval()
     readings = Readings(processor, model.config.vocab_size, model.config.d_model)
     table = encoder.embed_tokens.weight
-    trained = parameters_to_fit(encoder, readings, lookup_only)
-    if lookup_only:
-        for weight in trained:
-            weight.register_hook(partial(only_lookup_heads, num_heads=model.config.encoder_attention_heads))
-    else:
-        with torch.no_grad():
-            table[readings.bins] = smooth_bins(processor.num_bins, table.shape[1]) * table.std()
+    trained = parameters_to_fit(encoder, readings)
+    with torch.no_grad():
+        table[readings.bins] = smooth_bins(processor.num_bins, table.shape[1]) * table.std()
     streams = {}
     for modality, batch in BATCH.items():
         cells = Cells(modality, "train", batch, feature_grid(model, modality), {"seed": 6})
@@ -167,7 +146,7 @@ def fit(
     model.requires_grad_(False)
     for parameter in trained:
         parameter.requires_grad_(True)
-    optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=0.0 if lookup_only else 0.01)
+    optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.1)
     start_time, sums = time.monotonic(), dict[str, float]()
     for step in range(1, steps + 1):
@@ -177,7 +156,7 @@ def fit(
             encoded = encoder.encode_media(**{MEDIA_INPUTS[modality]: media})
             assert encoded is not None  # there is a medium
             found, share = readings.lookup(encoder, encoded.tokens, cells[0].flatten(1))
-            loss, shares = (0.0, {}) if lookup_only else readings.loss(encoded.tokens, table, cells)
+            loss, shares = readings.loss(encoded.tokens, table, cells)
             shares["lookup"] = share
             total = total + loss + found
             for name, share in shares.items():
@@ -198,20 +177,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("config", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--lookup", action="store_true", help="fit the two heads only, in the model folder --init")
-    parser.add_argument("--init", type=Path, help="with --lookup: the model folder to start from")
-    parser.add_argument("--steps", type=int, help="by default 700, with --lookup 300")
+    parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--lr", type=float, default=3e-3)
     arguments = parser.parse_args()
-    if arguments.lookup != (arguments.init is not None):
-        parser.error("--lookup and --init go together")
     config = load_config(arguments.config, [], RunConfig)
     torch.manual_seed(config.seed)
-    if arguments.lookup:
-        model, processor = load_model(arguments.init)
-    else:
-        model, processor = start(config.model_copy(update={"init": None}))
-    fit(model, processor, arguments.steps or (300 if arguments.lookup else 700), arguments.lr, arguments.lookup)
+    model, processor = start(config.model_copy(update={"init": None}))
+    fit(model, processor, arguments.steps, arguments.lr)
     save_model(arguments.out, model, processor)
 
 

@@ -7,6 +7,9 @@ The paper starts from encoders that others trained with labels (ImageNet, Kineti
 world plays that part: each cell of the feature map learns what lies under its centre (a concept, the family of a sound,
 or nothing), the box of that object, the colour of the background, and in clips which way it moves. Only the training
 split and training styles are seen. The classifier is thrown away.
+
+Three things make this quick (docs/experiments.md): pictures packed with objects, Muon for the convolutions, and a
+classifier whose weights begin as descriptions of what the concepts look like: similar drawings, similar weights.
 """
 
 import argparse
@@ -18,15 +21,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from PIL import Image
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
+from unival.atomic import replacing
 from unival.config import load_config
 from unival.data import sprites, world
 from unival.data.clips import MovingClips
-from unival.data.scenes import ImageScenes
 from unival.data.sounds import Sounds, families
 from unival.errors import UserError
 from unival.log import progress
@@ -34,13 +38,18 @@ from unival.model.audio import PannCNN
 from unival.model.image import build_image_encoder, image_features
 from unival.model.modeling import UnivalForConditionalGeneration
 from unival.model.video import ResNeXt3D
-from unival.schema import RunConfig
+from unival.schema import OptimConfig, RunConfig
+from unival.tiny.packed import PackedScenes
+from unival.training.optim import build_optimizer, clip_gradients, learning_rate
 
 COLOURS = tuple(sprites.BACKGROUNDS)
 MOTIONS = ("still", "left", "right", "up", "down")
 NONE_WEIGHT = 0.2  # of cells without an object, which are the majority
 BOX_WEIGHT = 5.0  # of the mean error of a side, as a share of the picture
 LOG_EVERY = 50
+SAVE_EVERY = 500
+TEST_BATCHES = 8  # of 64 media
+LOOK_PX = 16  # of the pictures that describe a concept
 
 
 def cell_owner(boxes: np.ndarray, rows: int, columns: int, px: int) -> np.ndarray:
@@ -93,7 +102,11 @@ def sound_cells(sound: Any, grid: tuple[int, ...]) -> tuple[np.ndarray, ...]:
     return sound.waveform, ids[owner], unknown, boxes[owner] / num_samples, unknown
 
 
-WORLDS = {"image": (ImageScenes, image_cells), "video": (MovingClips, clip_cells), "audio": (Sounds, sound_cells)}
+WORLDS = {"image": (PackedScenes, image_cells), "video": (MovingClips, clip_cells), "audio": (Sounds, sound_cells)}
+_LAYERS = ["encoder.layer1", "encoder.layer2", "encoder.layer3"]
+_ADAMW = OptimConfig(lr=2e-3, weight_decay=0.05, schedule="cosine", warmup_ratio=0.1)
+_MUON = _ADAMW.model_copy(update={"lr": 4e-3, "muon": _LAYERS, "lr_scale": dict.fromkeys(_LAYERS, 2.0)})
+OPTIM = {"image": _MUON, "video": _MUON, "audio": _ADAMW}
 # Few sounds and no captions to contradict: vary them widely, one at a time.
 OPTIONS = {"image": {}, "video": {}, "audio": {"max_sounds": 1, "seconds": 2.5, "octaves": 0.4, "tone_db": 5.0}}
 
@@ -114,20 +127,48 @@ def feature_grid(model: UnivalForConditionalGeneration, modality: str) -> tuple[
 
 
 class Cells(IterableDataset):
-    """Endless batches of a medium with the labels of its cells."""
+    """Endless batches of a medium with the labels of its cells, from number `first`."""
 
     def __init__(
-        self, modality: str, split: str, batch: int, grid: tuple[int, ...], options: Mapping[str, Any]
+        self,
+        modality: str,
+        split: str,
+        batch: int,
+        grid: tuple[int, ...],
+        options: Mapping[str, Any],
+        first: int = 0,
     ) -> None:
         source, self.label = WORLDS[modality]
-        self.batch, self.grid, self.items = batch, grid, source(split, **options)
+        self.batch, self.grid, self.first, self.items = batch, grid, first, source(split, **options)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         info = torch.utils.data.get_worker_info()
-        first, stride = (0, 1) if info is None else (info.id, info.num_workers)
-        for number in range(first, 10**9, stride):
+        offset, stride = (0, 1) if info is None else (info.id, info.num_workers)
+        for number in range(self.first + offset, 10**9, stride):
             rows = [self.label(self.items[number * self.batch + k], self.grid) for k in range(self.batch)]
             yield tuple(torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True))
+
+
+def looks(width: int) -> Tensor:
+    """Return unit vectors (concepts, width), alike for concepts whose small pictures in the training styles are alike.
+
+    They are the principal components of the pictures, in a random basis, each divided by the root of its deviation.
+    """
+    styles = []
+    for style in world.TRAIN_STYLES:
+        pictures = []
+        for concept in world.concepts():
+            sprite = world.sprite(style, concept.index)
+            square = Image.new("RGBa", (max(sprite.size), max(sprite.size)))
+            square.paste(sprite, ((square.width - sprite.width) // 2, (square.height - sprite.height) // 2))
+            pictures.append(np.asarray(square.resize((LOOK_PX, LOOK_PX), Image.Resampling.BOX), np.float32).ravel())
+        styles.append(np.stack(pictures))
+    pixels = torch.from_numpy(np.concatenate(styles, 1)).double()
+    pixels -= pixels.mean(0)
+    variances, directions = torch.linalg.eigh(pixels @ pixels.T)  # ascending
+    components = directions[:, -width:] * variances[-width:] ** 0.25
+    basis = torch.linalg.qr(torch.randn(width, width))[0]
+    return F.normalize(components.float() @ basis)
 
 
 class Encoder(nn.Module):
@@ -145,6 +186,10 @@ class Encoder(nn.Module):
             with torch.no_grad():
                 self.encoder.logmel_extractor.melW.copy_(self.encoder.logmel_extractor.filter_bank())
         self.label = nn.Linear(channels, 1 + len(families() if modality == "audio" else world.concepts()))
+        if modality != "audio":
+            with torch.no_grad():
+                self.label.weight[0], self.label.weight[1:] = 0.0, looks(channels)
+                self.label.bias.zero_()
         self.motion = nn.Linear(channels, len(MOTIONS))
         self.box = nn.Linear(channels, 4)
         self.colour = nn.Linear(channels, len(COLOURS))
@@ -193,17 +238,18 @@ def pretrain(
     out: Path,
     steps: int,
     batch: int,
-    lr: float,
     init: Path | None = None,
     world_options: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
     """Train an encoder, write it, and return its accuracies on the test split.
 
+    Interrupted, it goes on from the last `SAVE_EVERY` steps when it is called again, and comes to the same weights.
+
     Args:
         modality: "image", "video" or "audio".
         options: Arguments of the encoder.
         out: The safetensors file to write, when all steps are done.
-        steps, batch, lr: Updates, media per update, peak learning rate (one cycle).
+        steps, batch: Updates, media per update.
         init: Continue from this file.
         world_options: Arguments of the world's generator, by default `OPTIONS` of the modality.
     """
@@ -212,37 +258,68 @@ def pretrain(
     model = Encoder(modality, options)
     if init is not None:
         model.encoder.load_state_dict(load_file(init))
+    optimizer = build_optimizer(model, OPTIM[modality])
+    state = out.with_name(f".{out.stem}.state{out.suffix}")
+    done = load_state(state, model, optimizer) if state.exists() else 0
     with torch.no_grad():
         grid = tuple(model.eval().features(sample(modality, world_options)).shape[1:-1])
-    data = Cells(modality, "train", batch, grid, world_options)
+    data = Cells(modality, "train", batch, grid, world_options, first=done)
     batches = iter(DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=4))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.1)
     sums = dict[str, float]()
     model.train()
+    out.parent.mkdir(parents=True, exist_ok=True)
     with progress() as bar:
-        row = bar.add_task(f"{modality} encoder", total=steps, status="")
-        for step in range(1, steps + 1):
+        row = bar.add_task(f"{modality} encoder", total=steps, completed=done, status="")
+        for step in range(done, steps):
             loss, logs = model.loss(*next(batches))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            clip_gradients(model.parameters(), OPTIM[modality].clip_norm)
+            for group in optimizer.param_groups:
+                group["lr"] = group["scale"] * learning_rate(OPTIM[modality], step, steps)
             optimizer.step()
-            schedule.step()
             sums = {key: sums.get(key, 0.0) + number for key, number in {"loss": loss.item(), **logs}.items()}
-            if step % LOG_EVERY == 0:
-                bar.update(row, status=" ".join(f"{key} {total / LOG_EVERY:.3f}" for key, total in sums.items()))
-                sums = {}
             bar.advance(row)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    building = out.with_name(f".{out.name}.tmp")
-    save_file({key: tensor.contiguous() for key, tensor in model.encoder.state_dict().items()}, building)
-    building.replace(out)
+            if (step + 1) % LOG_EVERY == 0:
+                status = " ".join(f"{key} {total / LOG_EVERY:.3f}" for key, total in sums.items())
+                bar.update(row, status=status)
+                if not bar.console.is_terminal:  # where a bar would show nothing before the end
+                    bar.console.print(f"{modality} encoder {step + 1}/{steps} {status}", soft_wrap=True)
+                sums = {}
+            if (step + 1) % SAVE_EVERY == 0:
+                save_state(state, model, optimizer, step + 1)
+    write_tensors(out, model.encoder.state_dict())
+    state.unlink(missing_ok=True)
     model.eval()
     held_out = iter(Cells(modality, "test", 64, grid, {**world_options, "augment": False}))
     with torch.no_grad():
-        logs = [model.loss(*next(held_out))[1] for _ in range(8)]
+        logs = [model.loss(*next(held_out))[1] for _ in range(TEST_BATCHES)]
     return {key: round(float(np.mean([log[key] for log in logs])), 3) for key in logs[0]}
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file that appears whole."""
+    with replacing(path, "wb") as file:
+        file.write(save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata))
+
+
+def save_state(path: Path, model: Encoder, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Write what `load_state` needs to go on at update `step`."""
+    states = optimizer.state_dict()["state"]
+    moments = {f"optimizer.{number}.{key}": value for number, state in states.items() for key, value in state.items()}
+    write_tensors(path, {"step": torch.tensor(step), **model.state_dict(prefix="model."), **moments})
+
+
+def load_state(path: Path, model: Encoder, optimizer: torch.optim.Optimizer) -> int:
+    """Take up what `save_state` wrote, and return the number of updates made."""
+    tensors, states = load_file(path), dict[int, dict[str, Tensor]]()
+    step = int(tensors.pop("step"))
+    for name in [name for name in tensors if name.startswith("optimizer.")]:
+        _, number, key = name.split(".")
+        states.setdefault(int(number), {})[key] = tensors.pop(name)
+    model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items()})
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
+    return step
 
 
 def main() -> None:
@@ -253,11 +330,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--init", type=Path, help="continue from this file")
     parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--batch", type=int, default=16)
     given = parser.parse_args()
     options = encoder_options(given.modality, load_config(given.config, [], RunConfig))
-    print(json.dumps(pretrain(given.modality, options, given.out, given.steps, given.batch, given.lr, given.init)))
+    print(json.dumps(pretrain(given.modality, options, given.out, given.steps, given.batch, given.init)))
 
 
 if __name__ == "__main__":

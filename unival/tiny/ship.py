@@ -1,6 +1,6 @@
-"""Make the last of a chain of finished runs the built-in model.
+"""Make a finished run the built-in model.
 
-    python -m unival.tiny.ship runs/pretrain-tiny runs/pretrain-tiny-lookup --audio-encoder ENCODER
+    python -m unival.tiny.ship runs/pretrain-tiny --audio-encoder ENCODER
 
 Stores its weights as bf16, the audio encoder for fine-tuning beside them as fp16, evaluates *those* weights on the
 held-out test split, and writes the model card from the measured numbers.
@@ -8,7 +8,6 @@ held-out test split, and writes the model card from the measured numbers.
 
 import argparse
 import json
-from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -60,16 +59,14 @@ Accuracy by question type, beside always giving the most frequent answer:
 """
 
 
-def ship(run_dirs: Sequence[Path], audio_encoder: Path, destination: Path = BUILT_IN["unival-tiny"]) -> None:
-    """Write the built-in model and audio encoder; each run went on from the one before, the last one's model ships.
+def ship(run_dir: Path, audio_encoder: Path, destination: Path = BUILT_IN["unival-tiny"]) -> None:
+    """Write the built-in model and audio encoder.
 
     Raises:
         UserError: If a run is not finished.
     """
-    for run_dir in run_dirs:
-        if not (run_dir / "model").is_dir():
-            raise UserError("the run has no model yet", where=str(run_dir), fix="finish it: make pretrain-tiny")
-    run_dir = run_dirs[-1]
+    if not (run_dir / "model").is_dir():
+        raise UserError("the run has no model yet", where=str(run_dir), fix="finish it: make pretrain-tiny")
     tensors = {key: tensor.half() for key, tensor in load_file(audio_encoder).items() if tensor.is_floating_point()}
     BUILT_IN_ENCODERS["unival-tiny-audio"].parent.mkdir(exist_ok=True)
     save_file(load_file(audio_encoder) | tensors, BUILT_IN_ENCODERS["unival-tiny-audio"])
@@ -79,14 +76,14 @@ def ship(run_dirs: Sequence[Path], audio_encoder: Path, destination: Path = BUIL
     model, processor = load_model(destination)
     suite = load_config(Path("configs/eval/tiny.yaml"), [], EvaluationSuite)
     results = evaluate_all(model, processor, suite.evaluations, run_dir / "shipped")
-    configs = [load_config(directory / "config.yaml", [], RunConfig) for directory in run_dirs]
+    config = load_config(run_dir / "config.yaml", [], RunConfig)
     versions = json.loads((run_dir / "versions.json").read_text(encoding="utf-8"))
     card = CARD.format(
         millions=sum(p.numel() for p in model.parameters()) / 1e6,
         concepts=len(concepts()),
-        seed=configs[-1].seed,
-        curriculum=", then ".join(f"{stage.steps} steps of {stage.name}" for c in configs for stage in c.stages),
-        minutes=sum(map(training_seconds, run_dirs)) / 60,
+        seed=config.seed,
+        curriculum=", then ".join(f"{stage.steps} steps of {stage.name}" for stage in config.stages),
+        minutes=training_seconds(run_dir) / 60,
         machine=f"{versions['machine']}, {versions['threads']}",
         torch=versions["torch"],
         megabytes=(destination / "model.safetensors").stat().st_size / 1e6,
@@ -124,10 +121,10 @@ def type_rows(results: dict[str, Any]) -> list[str]:
 def main() -> None:
     """Ship what the command line names."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("run", type=Path)
     parser.add_argument("--audio-encoder", type=Path, required=True)
     arguments = parser.parse_args()
-    ship(arguments.runs, arguments.audio_encoder)
+    ship(arguments.run, arguments.audio_encoder)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         groups |= {(pattern, False): [], (pattern, True): []}
     for name, parameter in trained.items():
         scale = next((pattern for pattern in config.lr_scale if matches(name, [pattern])), "")
-        groups[scale, parameter.ndim == 2 and matches(name, config.muon)].append(parameter)
+        groups[scale, parameter.ndim >= 2 and matches(name, config.muon)].append(parameter)
     options: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps, "fused": True}
     options["weight_decay"] = config.weight_decay
     parts = [
