@@ -147,7 +147,7 @@ class OptimConfig(Section):
     """Parameters whose name starts with a key learn at this multiple of the rate: trained encoders are lost at the rate
     of a new Transformer. The first key that matches counts, and each must match."""
     muon: list[str] = Field(default_factory=list)
-    """Matrices and convolutions whose name starts with one of these take orthogonalised momentum, Muon, at the same rate."""
+    """Matrices and kernels whose name starts with one of these take orthogonalised momentum at the same rate (Muon)."""
     clip_norm: float = Field(default=1.0, gt=0)
     """Global L2 norm of the gradients of the sum of the groups' losses; with k groups that is k times a mean's."""
     loss_scale: float = Field(default=128.0, gt=0)
