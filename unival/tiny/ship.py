@@ -36,7 +36,7 @@ embedded world and writes captions, answers and boxes. It exists to show and tes
 
 - Made by the steps of `make pretrain-tiny` (seed {seed}): encoders trained with labels, embeddings aligned with names,
   {curriculum}. `docs/experiments.md` has the exact history.
-- Time of the curriculum: {minutes:.0f} minutes on this machine: {machine}, torch {torch}.
+- Time of the curriculum: {minutes:.0f} minutes on this machine: {machine} per process, torch {torch}.
 - Beside it the package holds `unival-tiny-audio`, an encoder that knows the families of the training sounds; this model
   has not heard it (`configs/demo/audio.yaml` joins them).
 - Weights: bf16 safetensors, {megabytes:.1f} MB; data and licences: `NOTICE`.
