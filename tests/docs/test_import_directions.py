@@ -39,7 +39,7 @@ LEVELS: dict[str, list[set[str]]] = {
             "training.run_folder",
             "planning.plan",
         }
-        | {"planning.cost", "planning.table"},
+        | {"planning.cost", "planning.table", "tiny.packed"},
         {
             "train",
             "training.memory",
