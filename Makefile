@@ -46,7 +46,8 @@ notebooks: $(STAMP) ## Execute notebooks/*.py and store them with their outputs 
 	@rm -rf runs/notebooks
 	@$(BIN)/python notebooks/render.py
 
-# Each encoder has one processor core; two of them are made at a time.
+# Each encoder has one processor core; two of them are made at a time, and say in lines how far they are, because two
+# bars would overwrite each other.
 runs/encoders/image.safetensors: | $(STAMP)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m unival.tiny.pretrain_encoder image configs/pretrain/tiny.yaml --out $@ --steps 8000
 
@@ -63,7 +64,7 @@ runs/aligned/model.safetensors: runs/encoders/image.safetensors runs/encoders/vi
 PROCESSES ?= $(shell nvidia-smi -L 2>/dev/null | grep -c . | sed 's/^0$$/2/')
 
 pretrain-tiny: | $(STAMP) ## Train the model that ships: 90 minutes of two cores; complete parts are kept.
-	@$(MAKE) --no-print-directory -j 2 runs/encoders/image.safetensors runs/encoders/video.safetensors runs/encoders/audio.safetensors
+	@TTY_COMPATIBLE=0 $(MAKE) --no-print-directory -j 2 runs/encoders/image.safetensors runs/encoders/video.safetensors runs/encoders/audio.safetensors
 	@$(MAKE) --no-print-directory runs/aligned/model.safetensors
 	@OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node $(PROCESSES) -m unival.train configs/pretrain/tiny.yaml
 	@$(BIN)/python -m unival.tiny.ship runs/pretrain-tiny --audio-encoder runs/encoders/audio.safetensors
