@@ -69,7 +69,7 @@ def test_an_interrupted_training_comes_to_the_same_weights(tmp_path: Path, monke
     monkeypatch.setattr(pretrain_encoder, "TEST_BATCHES", 1)
     arguments: Any = {"modality": "image", "options": SMALL, "steps": 5, "batch": 2}
     scores = pretrain(out=tmp_path / "whole.safetensors", **arguments)
-    assert set(scores) == {"label", "box_error", "colour"}
+    assert set(scores) == {"label", "box_error", "group", "colour"}
 
     calls, loss = [], Encoder.loss
 

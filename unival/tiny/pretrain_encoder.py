@@ -5,8 +5,8 @@
 
 The paper starts from encoders that others trained with labels (ImageNet, Kinetics, AudioSet). Here the embedded
 world plays that part: each cell of the feature map learns what lies under its centre (a concept, the family of a sound,
-or nothing), the box of that object, the colour of the background, and in clips which way it moves. Only the training
-split and training styles are seen. The classifier is thrown away.
+or nothing), its group, the box of that object, the colour of the background, and in clips which way it moves. Only the
+training split and training styles are seen. The classifier is thrown away.
 
 Three things make this quick (docs/experiments.md): pictures packed with objects, Muon for the convolutions, and a
 classifier whose weights begin as descriptions of what the concepts look like: similar drawings, similar weights.
@@ -190,6 +190,9 @@ class Encoder(nn.Module):
             with torch.no_grad():
                 self.label.weight[0], self.label.weight[1:] = 0.0, looks(channels)
                 self.label.bias.zero_()
+            groups = list(world.concepts_by_group())
+            self.group_of = torch.tensor([groups.index(concept.group) for concept in world.concepts()])
+            self.group = nn.Linear(channels, len(groups))  # what looks alike is not always of one group
         self.motion = nn.Linear(channels, len(MOTIONS))
         self.box = nn.Linear(channels, 4)
         self.colour = nn.Linear(channels, len(COLOURS))
@@ -214,7 +217,10 @@ class Encoder(nn.Module):
         errors = (self.box(features)[inside] - boxes.flatten(0, -2)[inside]).abs().mean()
         total = total + BOX_WEIGHT * errors
         logs = {"label": (logits.argmax(1) == wanted)[inside].float().mean().item(), "box_error": errors.item()}
-        for name, head, targets in (("motion", self.motion, motions), ("colour", self.colour, colours)):
+        readings = [("motion", self.motion, motions), ("colour", self.colour, colours)]
+        if self.modality != "audio":
+            readings.append(("group", self.group, self.group_of[labels].where(labels >= 0, -1)))
+        for name, head, targets in readings:
             known = targets.flatten() >= 0
             if known.any():
                 guesses, right = head(features[known]), targets.flatten()[known]
