@@ -18,6 +18,7 @@ from unival.model.modeling import MEDIA_INPUTS, MediaTokens, UnivalEncoderOutput
 
 # float32 logits that exist at a time; they are several times as large as all else in a step with 59,457 symbols
 LOGITS_BYTES = 128 * 2**20
+CHUNK_TOKENS = 64  # cost of a chunk besides its tokens: the gradient of every weight is added up once more
 NUM_SPECIAL = 4  # `<s> <pad> </s> <unk>` stay possible under a constraint range
 
 
@@ -147,6 +148,6 @@ def length_chunks(batch: Batch, pad_id: int) -> list[Tensor]:
     longest_rest = torch.cummax(prompts[order].flip(0), 0).values.flip(0)
     size = torch.arange(1, len(order) + 1, device=order.device)
     head = size * (longest_prompt + lengths[order])
-    rest = (len(order) - size[:-1]) * (longest_rest[1:] + lengths.max())
+    rest = (len(order) - size[:-1]) * (longest_rest[1:] + lengths.max()) + CHUNK_TOKENS
     split = int((head + torch.cat([rest, rest.new_zeros(1)])).argmin()) + 1
     return [chunk.sort().values for chunk in (order[:split], order[split:]) if len(chunk)]
