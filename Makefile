@@ -55,7 +55,7 @@ runs/encoders/video.safetensors: | $(STAMP)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m unival.tiny.pretrain_encoder video configs/pretrain/tiny.yaml --out $@ --steps 4500
 
 runs/encoders/audio.safetensors: | $(STAMP)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m unival.tiny.pretrain_encoder audio configs/demo/audio.yaml --out $@ --steps 1000 --batch 32
+	@OMP_NUM_THREADS=1 $(BIN)/python -m unival.tiny.pretrain_encoder audio configs/demo/audio.yaml --out $@ --steps 1500 --batch 32
 
 runs/aligned/model.safetensors: runs/encoders/image.safetensors runs/encoders/video.safetensors
 	@$(BIN)/python -m unival.tiny.align_names configs/pretrain/tiny.yaml --out runs/aligned
