@@ -1,4 +1,4 @@
-"""A linear map of few rows and a large matrix is computed by another library, with the same result."""
+"""A linear map with a large matrix is computed by another library, with the same result."""
 
 from typing import Any
 
@@ -28,9 +28,9 @@ def thin(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     return usual
 
 
-@pytest.mark.parametrize("shape", [(5,), (1, 5), (7, 5), (2, 3, 5), (linear.FEW_ROWS, 5)])
+@pytest.mark.parametrize("shape", [(5,), (1, 5), (7, 5), (2, 3, 5), (1000, 5)])
 @pytest.mark.parametrize("has_bias", [True, False])
-def test_few_rows_give_the_same(thin: list[tuple[int, ...]], shape: tuple[int, ...], has_bias: bool) -> None:
+def test_it_gives_the_same(thin: list[tuple[int, ...]], shape: tuple[int, ...], has_bias: bool) -> None:
     layer, x = Linear(5, 9, bias=has_bias), torch.randn(shape)
     with torch.inference_mode():
         found = [layer(x), layer(x.flip(-1).flip(-1)), layer(torch.stack([x, x], -1)[..., 0])]
@@ -50,11 +50,10 @@ def test_rows_do_not_depend_on_their_number(thin: list[tuple[int, ...]]) -> None
 
 
 def test_all_else_goes_the_usual_way(thin: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
-    layer, many = Linear(5, 9), torch.randn(linear.FEW_ROWS + 1, 5)
+    layer, many = Linear(5, 9), torch.randn(3, 5)
     layer(many[:2]).sum().backward()  # gradients are wanted
     assert layer.weight.grad is not None
     with torch.no_grad():
-        layer(many)
         layer(many[:0])
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert layer(many[:2]).dtype is torch.bfloat16
@@ -65,4 +64,4 @@ def test_all_else_goes_the_usual_way(thin: list[tuple[int, ...]], monkeypatch: p
         monkeypatch.setattr(linear, "LARGE", 1)
         monkeypatch.setattr(linear, "_product", None)
         layer(many[:3])
-    assert [shape[0] for shape in thin] == [2, linear.FEW_ROWS + 1, 0, 2, 2, 2, 3]
+    assert [shape[0] for shape in thin] == [2, 0, 2, 2, 2, 3]

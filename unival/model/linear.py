@@ -1,4 +1,4 @@
-"""A linear map that knows what a decoding step looks like to a processor: one large matrix, few rows."""
+"""A linear map that knows which library multiplies faster on a processor."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,27 +7,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-FEW_ROWS = 128
 LARGE = 2**19  # entries; smaller matrices stay in the cache, and gain nothing
 # oneDNN's product reads the matrix as it lies; the one behind `nn.Linear`, MKL's, first copies it into an order of its
-# own, which for few rows takes longer than the arithmetic. Torch has no public way to choose, so this may be missing.
+# own, which for few rows, those of a decoding step, takes longer than the arithmetic. Torch has no public way to choose,
+# so this may be missing.
 _product: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
 
 class Linear(nn.Linear):
-    """`nn.Linear`, in float32 prediction on a CPU computed by oneDNN where the input has few rows.
+    """`nn.Linear`, in float32 prediction on a CPU computed by oneDNN.
 
     Measured on two cores with AVX2: a product of 20 rows with the base model's vocabulary takes 25 ms instead of 47,
-    with a feed-forward matrix 1.0 instead of 1.4, with a projection of attention 0.26 instead of 0.36.
+    with a feed-forward matrix 1.0 instead of 1.4, with a projection of attention 0.26 instead of 0.36;
+    its encoder, 948 rows, 0.60 s instead of 0.64.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """Transform `input` (..., in) to (..., out)."""
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or input.device.type != "cpu" or _product is None:
             return super().forward(input)
-        rows = input.numel() // input.shape[-1]
         is_plain = input.dtype == self.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        if not (0 < rows <= FEW_ROWS and self.weight.numel() >= LARGE and is_plain):
+        if not (input.numel() and self.weight.numel() >= LARGE and is_plain):
             return super().forward(input)
         return _product(input, self.weight, self.bias, "none", [], "")
 
