@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 LARGE = 2**19  # entries; smaller matrices stay in the cache, and gain nothing
 # oneDNN's product reads the matrix as it lies; the one behind `nn.Linear`, MKL's, first copies it into an order of its
-# own, which for few rows, those of a decoding step, takes longer than the arithmetic. Torch has no public way to choose,
-# so this may be missing.
+# own, which for few rows, those of a decoding step, takes longer than the arithmetic. Torch has no public way to
+# choose, so this may be missing.
 _product: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
 
