@@ -49,7 +49,7 @@ def run_demo(out: Path, configs: Path, fresh: bool = False) -> dict[str, Any]:
         fresh: Delete `out` first.
 
     Raises:
-        UserError: If the configurations are not found.
+        UserError: If the configurations are not found, or `fresh` would delete something that is no demo.
         unival.train.Interrupted: When stopped; the same call continues.
     """
     if not (configs / "understand.yaml").is_file():
@@ -57,8 +57,11 @@ def run_demo(out: Path, configs: Path, fresh: bool = False) -> dict[str, Any]:
             f"no demo configurations in {configs}",
             fix="run in a checkout of the repository, or give --configs",
         )
-    if fresh:
-        shutil.rmtree(out, ignore_errors=True)
+    if fresh and out.is_dir():
+        if any(out.iterdir()) and not (out / "versions.json").is_file():
+            what = "--fresh deletes the folder of a demo, and this is none: it has no versions.json"
+            raise UserError(what, str(out), "choose another --out, or remove it by hand")
+        shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "versions.json").write_text(json.dumps(versions(), indent=1), encoding="utf-8")
 

@@ -89,13 +89,14 @@ def cut_back(path: Path, from_step: int) -> None:
     """Drop the rows of a step and later ones from a file of JSON lines; without a file, make an empty one."""
     rows = []
     if path.exists():
-        for line in path.read_text(encoding="utf-8").split("\n"):
+        for line in path.read_bytes().split(b"\n"):
             try:
-                row = json.loads(line)
-            except ValueError:
-                continue  # the line that a killed run was writing
-            if row["step"] < from_step:
-                rows.append(line)
+                text = line.decode("utf-8")
+                is_kept = json.loads(text)["step"] < from_step
+            except (ValueError, TypeError, KeyError, RecursionError):
+                continue  # the line that a killed run was writing, or what a disk made of one
+            if is_kept:
+                rows.append(text)
     with replacing(path) as file:  # a kill leaves the old rows or the new ones
         file.writelines(row + "\n" for row in rows)
 

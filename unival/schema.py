@@ -92,7 +92,7 @@ class GroupConfig(Section):
     """Side of the frames, when it differs from the processor's."""
     num_frames: int | None = Field(default=None, gt=0)
     """Frames of a clip, when they differ from the processor's."""
-    buckets: list[int] | None = Field(default=None, min_length=1)
+    buckets: list[Annotated[int, Field(ge=16)]] | None = Field(default=None, min_length=1)
     """Give every batch the smallest of these sides that holds its pictures (rows need `width` and `height`), or the
     largest of these numbers of frames that its clips have (rows need `frames`), and put alike rows together."""
     aligned: bool = True
@@ -129,11 +129,11 @@ class ObjectiveConfig(Section):
 class OptimConfig(Section):
     """AdamW with decoupled decay, global norm clipping and a schedule over the steps of a stage."""
 
-    lr: float = Field(default=1e-3, gt=0)
+    lr: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
     """Peak learning rate."""
     betas: tuple[Share, Share] = (0.9, 0.999)
-    eps: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=0.01, ge=0)
+    eps: float = Field(default=1e-8, gt=0, allow_inf_nan=False)
+    weight_decay: float = Field(default=0.01, ge=0, allow_inf_nan=False)
     """Applied to every parameter, as in the original."""
     schedule: Literal["polynomial", "cosine", "constant"] = "polynomial"
     """After the warm-up: linear decay to zero, cosine to zero, or constant."""
@@ -143,14 +143,14 @@ class OptimConfig(Section):
     """Warm-up in updates, when it must not depend on the length of the stage; replaces `warmup_ratio`."""
     schedule_steps: int | None = Field(default=None, gt=0)
     """Updates that the schedule is planned for, when the stage stops before its end (the paper plans 50 epochs)."""
-    lr_scale: dict[str, float] = Field(default_factory=dict)
+    lr_scale: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(default_factory=dict)
     """Parameters whose name starts with a key learn at this multiple of the rate: trained encoders are lost at the rate
     of a new Transformer. The first key that matches counts, and each must match."""
     muon: list[str] = Field(default_factory=list)
     """Matrices and kernels whose name starts with one of these take orthogonalised momentum at the same rate (Muon)."""
     clip_norm: float = Field(default=1.0, gt=0)
     """Global L2 norm of the gradients of the sum of the groups' losses; with k groups that is k times a mean's."""
-    loss_scale: float = Field(default=128.0, gt=0)
+    loss_scale: float = Field(default=128.0, gt=0, allow_inf_nan=False)
     """With fp16: what losses are multiplied with at first (specification 5)."""
     loss_scale_window: int = Field(default=128, gt=0)
     """With fp16: the scale doubles after so many finite updates in a row. An overflow halves it, without update."""
@@ -300,7 +300,7 @@ class TokenizerConfig(Section):
 class RunConfig(Rooted):
     """A run: what to start from, what to learn, how to check it."""
 
-    out: str
+    out: str = Field(min_length=1)
     """Run folder."""
     init: str | None = None
     """A checkpoint folder, or `unival-tiny` for the model inside the package; None starts from scratch."""
@@ -362,7 +362,7 @@ EXECUTION = frozenset(
     {
         *("out", "data", "accumulation", "parallel", "device", "compile", "checkpoint_activations", "threads"),
         *("workers", "log_every", "tensorboard", "show_every", "show", "checkpoint_every", "keep_checkpoints"),
-        "resume",
+        *("resume", "evaluations"),
     }
 )
 

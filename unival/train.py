@@ -8,6 +8,7 @@ updates. What is minimised is the stage's objective. Every process runs this fil
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from unival.training.losses import Losses, autocast, autocast_dtype, sizes_ahead
 from unival.training.memory import warn_if_too_large
 from unival.training.optim import LossScale, build_optimizer, clip_gradients, freeze, learning_rate, set_train_mode
 from unival.training.random_state import load_random, seed_process
-from unival.training.run_folder import find_checkpoint, prepare_run_dir
+from unival.training.run_folder import check_length, find_checkpoint, prepare_run_dir
 from unival.training.saving import (
     TrainState,
     load_moments,
@@ -60,10 +61,10 @@ def train(config: RunConfig, fresh: bool = False) -> Path:
     """
     run_dir = Path(config.out)
     torch.set_num_threads(config.threads or torch.get_num_threads())
-    with ignored(signal.SIGUSR1), join(config.parallel, config.device) as world:
+    with ignored(signal.SIGUSR1), ExitStack() as held, join(config.parallel, config.device) as world:
         is_quiet, console.quiet = console.quiet, console.quiet or not world.is_main
         try:
-            world.on_main(lambda: prepare_run_dir(run_dir, config, fresh, world.size))
+            world.on_main(lambda: prepare_run_dir(run_dir, config, fresh, world.size, held))
             if not world.on_main((run_dir / "model" / "model.safetensors").is_file):
                 run_stages(config, run_dir, world)
             if config.evaluations and not world.on_main((run_dir / "evaluation.json").is_file):
@@ -95,6 +96,7 @@ def run_stages(config: RunConfig, run_dir: Path, world: World) -> None:
             seed_process(config.seed, world.rank)  # all began alike; from here on each has its own dropout
     else:
         state = read_state(checkpoint)
+        check_length(config, state.stage, state.step, checkpoint)
         model, processor = load_model(checkpoint / "model")
         restore_random(checkpoint, config, state, world)  # encoders that join at the next stage are drawn from it
         if config.ema is not None and (checkpoint / "ema").is_dir():
@@ -235,8 +237,8 @@ class StageLoop:
         try:
             self.scale.update(is_finite=bool(np.isfinite(norm)))
         except FloatingPointError:
-            message = f"gradient norm is {norm} at step {step} of stage {self.stage.name}"
-            raise FloatingPointError(message) from None
+            what = f"training diverged: the gradient norm is {norm} at step {step} of stage {self.stage.name}"
+            raise UserError(what, str(self.run_dir), "lower `optim.lr`, warm up longer, or look at the data") from None
         if np.isfinite(norm):
             self.optimizer.step()
             average_statistics(self.model, world)

@@ -392,6 +392,35 @@ def test_a_model_trained_here_goes_out_and_comes_back(tmp_path: Path) -> None:
     assert (processor.num_frames, processor.image_px, processor.num_bins) == (4, 24, tiny.NUM_BINS)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"act_layer": "gelu"},
+        {"avg_down": True},
+        {"output_stride": 8},
+        {"name": "seresnet18"},
+        {"name": "resnet26d"},
+    ],
+)
+def test_encoders_that_a_file_would_not_show_stay_here(tmp_path: Path, options: dict[str, Any]) -> None:
+    image = {"name": "resnet18", "channels": [8, 8, 8, 8], "layers": [1, 1, 1, 1]}
+    save_model(
+        tmp_path / "own", tiny.build_model(image_encoder=image | options, image_bucket_size=10), tiny.processor()
+    )
+    with pytest.raises(UserError, match=r"the original's format cannot hold image_encoder .* would come back as"):
+        convert(tmp_path / "own", tmp_path / "x.pt", to="fairseq")
+    assert not (tmp_path / "x.pt").exists()
+
+
+def test_options_of_training_are_no_part_of_what_a_file_shows(tmp_path: Path) -> None:
+    image = tiny.ENCODERS["image_encoder"] | {"drop_path_rate": 0.1}
+    model = tiny.build_model(image_encoder=image)
+    save_model(tmp_path / "own", model, tiny.processor())
+    convert(tmp_path / "own", tmp_path / "x.pt", to="fairseq")
+    convert(tmp_path / "x.pt", tmp_path / "again")
+    assert_same_output(model, loaded(tmp_path / "again"))
+
+
 def test_a_folder_without_a_tokenizer_says_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     convert(save(tmp_path / "x.pt", contents(state_of(build()))), tmp_path / "folder")
     with pytest.raises(UserError, match=r"no tokenizer.*unival convert .* --tokenizer DIR"):

@@ -63,6 +63,12 @@ def test_options_are_read_as_the_original_writes_them() -> None:
         ({"temperature": 0.0}, "temperature is 0.0"),
         ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size is -1"),
         ({"constraint_range": "5"}, "constraint_range is '5'.*first,end"),
+        ({"constraint_range": "40,20"}, "constraint_range is 40, 20"),
+        ({"constraint_range": "-5,3"}, "constraint_range is -5, 3"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"lenpen": float("nan")}, "lenpen is nan"),
+        ({"sampling_topp": 1.5}, "sampling_topp is 1.5"),
+        ({"sampling_topp": -1.0}, "sampling_topp is -1.0"),
     ],
 )
 def test_wrong_options_are_refused(given: dict[str, Any], message: str) -> None:
@@ -272,3 +278,13 @@ def test_scoring_answers_encodes_once_and_shares_beginnings() -> None:
     assert calls == ["encoder", (2, 1)]
     alone = score_answers(model, inputs, [[40, 41]])
     assert alone.tolist() == [[0.0], [0.0]]  # nothing else could be said
+
+
+@pytest.mark.parametrize("token", [-1, 999_999])
+def test_answers_and_ranges_are_of_the_vocabulary(token: int) -> None:
+    model = tiny.model()
+    ids = torch.tensor([[0, 7, 2]])
+    with pytest.raises(UserError, match=f"an answer holds token {token}"):
+        score_answers(model, {"input_ids": ids}, [[20], [token]])
+    with pytest.raises(UserError, match="constraint_range ends at 999999"):
+        search(model, {"input_ids": ids}, SearchOptions(constraint_range=(5, 999_999)))

@@ -185,6 +185,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"stages.0.optim.lr_scale": {"encodr": 0.1}},
         ["stages.0.optim", "lr_scale", "'encodr'", "did you mean 'encoder'?", "encoder.embed_images"],
     ),
+    "negative scale": ({"stages.0.optim.lr_scale": {"encoder": -1}}, ["lr_scale.encoder", "-1", "greater"]),
+    "endless rate": ({"stages.0.optim.lr": float("inf")}, ["stages.0.optim.lr", "finite"]),
+    "no folder": ({"out": ""}, ["out", "at least 1 character"]),
+    "reranking": ({"evaluations": [EVALUATION | {"rerank": {"reward": "nope"}}]}, ["evaluations.0.rerank", "'nope'"]),
     "search option": (
         {"evaluations": [EVALUATION | {"search": {"num_beams": 5}}]},
         ["evaluations.0.search", "'num_beams'", "beam"],

@@ -65,3 +65,25 @@ def test_all_else_goes_the_usual_way(thin: list[tuple[int, ...]], monkeypatch: p
         monkeypatch.setattr(linear, "_product", None)
         layer(many[:3])
     assert [shape[0] for shape in thin] == [2, 0, 2, 2, 2, 3]
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_forward_mode_derivatives_do_not_vanish(thin: list[tuple[int, ...]]) -> None:
+    layer, x, tangent = Linear(5, 9), torch.randn(3, 5), torch.randn(3, 5)
+    with torch.no_grad():
+        _, found = torch.func.jvp(layer, (x,), (tangent,))
+        jacobian = torch.func.jacfwd(layer)(x[0])
+        with torch.autograd.forward_ad.dual_level():
+            dual = layer(torch.autograd.forward_ad.make_dual(x, tangent))
+            beside = torch.autograd.forward_ad.unpack_dual(dual).tangent
+    torch.testing.assert_close(found, tangent @ layer.weight.T)
+    torch.testing.assert_close(beside, found)
+    torch.testing.assert_close(jacobian, layer.weight.detach())
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_it_can_be_traced(thin: list[tuple[int, ...]]) -> None:
+    layer, x = Linear(5, 9), torch.randn(3, 5)
+    with torch.no_grad():
+        traced = torch.jit.trace(layer, x)
+        torch.testing.assert_close(traced(x[:2]), layer(x[:2]))

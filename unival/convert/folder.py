@@ -16,8 +16,17 @@ from transformers import PreTrainedTokenizerFast
 from unival import __version__
 from unival.checkpoint import COPY_AGAIN, atomic_folder, digest, quiet_transformers, read_config, resolve_model_dir
 from unival.convert.arguments import native_settings
-from unival.convert.layout import COUNTER, EMBEDDING, TABLE_NAMES, TIED, empty_model, original_names, shapes_of
-from unival.convert.original import Original
+from unival.convert.layout import (
+    COUNTER,
+    EMBEDDING,
+    TABLE_NAMES,
+    TIED,
+    empty_model,
+    infer_config,
+    original_names,
+    shapes_of,
+)
+from unival.convert.original import Original, merge_settings
 from unival.errors import UserError
 from unival.model.configuration import UnivalConfig
 from unival.model.processing import UnivalProcessor
@@ -26,6 +35,7 @@ from unival.model.tokenizer import load_bpe_tokenizer
 RECORD = "fairseq.json"
 EXTRA = "fairseq.safetensors"
 REMOVE = "remove it; without it, the file is written as that of a model trained here"
+TRAINING_ONLY = {"drop_path_rate", "drop_block_rate", "drop_rate"}  # options of timm that a trained model does without
 IMAGENET: dict[str, Any] = {"pixel_mean": [0.485, 0.456, 0.406], "pixel_std": [0.229, 0.224, 0.225]}
 
 CARD = """---
@@ -235,7 +245,28 @@ def read_folder(folder: Path) -> Original:
         _check_order(record["order"], tensors, extra, str(folder / RECORD))
         return Original(model, tensors, extra, record.pop("order"), record, record.pop("source", source), notes)
     cfg = native_settings(model.config, _read_json(folder / "processor_config.json"))
+    _check_reads_back(model.config, shapes_of(tensors), cfg, str(folder))
     return Original(model, tensors, {}, original_names(names), {"cfg": cfg}, source, notes + _limits(model.config))
+
+
+def _check_reads_back(config: UnivalConfig, shapes: Mapping[str, Any], cfg: dict[str, Any], where: str) -> None:
+    """Refuse encoders that a file would not show: it holds tensors and the name of a ResNet, not timm's options."""
+    fix = "use a plain ResNet without other options (docs/model.md), or keep the folder, which holds everything"
+    try:
+        inferred = infer_config(shapes, merge_settings({"cfg": cfg}), where)
+        found = empty_model(inferred, where)
+    except UserError as error:
+        raise UserError(f"the original's format cannot hold this model: {error.what}", where, fix) from None
+    media = [
+        f"{kind}_encoder" for kind in ("image", "video", "audio") if getattr(config, f"{kind}_encoder") is not None
+    ]
+    kept = {name: {k: v for k, v in getattr(config, name).items() if k not in TRAINING_ONLY} for name in media}
+    expected = empty_model(UnivalConfig.from_dict(config.to_dict() | kept), where)
+    for name in media:
+        module = f"embed_{name.removesuffix('_encoder')}s"
+        if repr(getattr(expected.encoder, module)) != repr(getattr(found.encoder, module, None)):
+            what = f"the original's format cannot hold {name} {getattr(config, name)}"
+            raise UserError(f"{what}: it would come back as {getattr(inferred, name)}", where, fix)
 
 
 def _merge_low_rank(tensors: dict[str, Tensor], scale: float) -> None:

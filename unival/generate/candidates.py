@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from unival.batch import pad
+from unival.errors import UserError
 from unival.generate.trie import AnswerTrie
 from unival.model.linear import onto_rows
 from unival.model.modeling import UnivalEncoderOutput, UnivalForConditionalGeneration
@@ -31,7 +32,13 @@ def score_answers(
         answers: Token ids of A answers, without `<s>` and `</s>`.
         prefix: (B, P) ids, right-padded, without `<s>`, that the answers follow.
         chunk: How many beginnings pass through the decoder together, for each row.
+
+    Raises:
+        UserError: If an answer holds an id that is not of the vocabulary.
     """
+    outside = [token for answer in answers for token in answer if not 0 <= token < model.config.vocab_size]
+    if outside:
+        raise UserError(f"an answer holds token {outside[0]}", "answers", f"ids are 0 to {model.config.vocab_size - 1}")
     trie = AnswerTrie(answers, model.config.eos_token_id)
     ids = inputs["input_ids"]
     prefix = ids.new_empty(len(ids), 0) if prefix is None else prefix

@@ -1,5 +1,6 @@
 """What a search may be told (specification 8.1 to 8.5)."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -52,8 +53,16 @@ class SearchOptions:
         for name, least in (("beam", 1), ("min_len", 0), ("no_repeat_ngram_size", 0), ("sampling_topk", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"{name} is {getattr(self, name)}", "search options", f"the least is {least}")
-        if self.temperature <= 0.0:
+        if not 0.0 < self.temperature < math.inf:
             raise UserError(f"temperature is {self.temperature}", "search options", "give a positive number")
+        for name in ("max_len_a", "lenpen", "unkpen"):
+            if not math.isfinite(getattr(self, name)):
+                raise UserError(f"{name} is {getattr(self, name)}", "search options", "give a finite number")
+        if not 0.0 < self.sampling_topp <= 1.0:
+            raise UserError(f"sampling_topp is {self.sampling_topp}", "search options", "give 0 < p <= 1")
+        if self.constraint_range is not None and not 0 <= self.constraint_range[0] < self.constraint_range[1]:
+            first, end = self.constraint_range
+            raise UserError(f"constraint_range is {first}, {end}", "search options", "give 0 <= first < end")
 
     @classmethod
     def from_original(cls, eval_args: Mapping[str, Any]) -> "SearchOptions":

@@ -39,11 +39,14 @@ def search(
             default the prompt if `options.repeat_prompt`, else none.
 
     Raises:
-        UserError: If options contradict each other.
+        UserError: If options contradict each other or the vocabulary.
     """
     options = options or SearchOptions()
     if trie is not None and options.constraint_range is not None:
         raise UserError("a closed set of answers and `constraint_range` exclude each other", "search options")
+    if options.constraint_range is not None and options.constraint_range[1] > model.config.vocab_size:
+        what = f"constraint_range ends at {options.constraint_range[1]}, the vocabulary at {model.config.vocab_size}"
+        raise UserError(what, "search options", "give ids of the vocabulary")
     ids = inputs["input_ids"]
     limit = model.config.max_text_positions - 1  # `<s>` has a position as well
     max_len = options.max_len(ids.shape[1]) if options.gen_code else min(options.max_len(ids.shape[1]), limit)

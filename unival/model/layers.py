@@ -72,7 +72,7 @@ class Attention(nn.Module):
             value = torch.cat([prefix[1].expand(rows, -1, -1, -1).to(value.dtype), value], dim=2)
             bias = F.pad(bias, (prefix[0].shape[2], 0))
         query = self.q_proj(x)
-        groups = rows // key.shape[0]
+        groups = rows // max(key.shape[0], 1)
         if groups > 1:  # beams become further queries of their sample
             query = query.reshape(key.shape[0], -1, query.shape[-1])
             bias = bias.expand(-1, -1, groups, -1) if bias.shape[2] == 1 else bias.repeat(1, 1, groups, 1)

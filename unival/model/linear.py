@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 LARGE = 2**19  # entries; smaller matrices stay in the cache, and gain nothing
@@ -24,12 +25,20 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Transform `input` (..., in) to (..., out)."""
-        if torch.compiler.is_compiling() or torch.is_grad_enabled() or input.device.type != "cpu" or _product is None:
+        if torch.is_grad_enabled() or input.device.type != "cpu" or _product is None or _is_watched():
             return super().forward(input)
         is_plain = input.dtype == self.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
         if not (input.numel() and self.weight.numel() >= LARGE and is_plain):
             return super().forward(input)
         return _product(input, self.weight, self.bias, "none", [], "")
+
+
+def _is_watched() -> bool:
+    """Return whether a graph is wanted besides the result, or a forward-mode derivative, which `no_grad` leaves on."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
+        return True
+    functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]  # no public way to ask
+    return functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def onto_rows(linear: nn.Module, rows: Tensor | Sequence[int] | None) -> Callable[[Tensor], Tensor]:

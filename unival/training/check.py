@@ -29,7 +29,7 @@ from unival.model.modeling import MEDIA_INPUTS, UnivalForConditionalGeneration
 from unival.model.processing import check_media
 from unival.objectives._likelihood import allowed_ids
 from unival.objectives.base import get_objective, objective_class
-from unival.rewards import check_rewards
+from unival.rewards import check_rewards, get_reward
 from unival.schema import (
     EXECUTION,
     EvaluationConfig,
@@ -267,7 +267,10 @@ def check_source(source: SourceConfig, name: str, task: Task, key: str) -> None:
     """Look for the file of rows; rows of the world are only described."""
     for kind in ("manifest", "tsv", "media_root"):
         with at(f"{key}.{kind}"):
-            check_exists(getattr(source, kind))
+            path = getattr(source, kind)
+            check_exists(path)
+            if kind != "media_root" and path is not None and Path(path).is_dir():
+                raise UserError(f"{path} is a folder", fix="give the file of rows in it")
     if source.world is not None:
         with at(key):
             open_source(source, name, task.modality)
@@ -340,6 +343,9 @@ def check_evaluations(
         task = check_task(evaluation, model, place)
         with at(f"{place}.search"):
             check_search(evaluation.search)
+        if evaluation.rerank is not None:
+            with at(f"{place}.rerank"):
+                get_reward(evaluation.rerank.reward, evaluation.rerank.args)
         with at(f"{place}.processor"):
             refuse_unknown("processor", evaluation.processor, media_defaults())
             check_media(evaluation.processor)

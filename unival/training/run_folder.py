@@ -1,15 +1,24 @@
 """The folder of a run: begun, continued, or refused."""
 
+import errno
+import fcntl
+import os
 import shutil
+import socket
+from contextlib import ExitStack
 from pathlib import Path
 
 from unival.atomic import write_json
 from unival.config import dump_config, load_config
+from unival.errors import UserError
 from unival.evaluation.provenance import versions
 from unival.log import console
 from unival.schema import RunConfig
-from unival.training.check import check_execution, check_progress, check_run, check_same
+from unival.training.check import check_execution, check_progress, check_run, check_same, leaves
 from unival.training.saving import checkpoints, clean_up, newest_valid, written
+
+LOCK = ".lock"
+ELSEWHERE = "choose another `out=...`"
 
 
 def find_checkpoint(config: RunConfig, run_dir: Path) -> Path | None:
@@ -30,6 +39,18 @@ def find_checkpoint(config: RunConfig, run_dir: Path) -> Path | None:
     return checkpoint
 
 
+def check_length(config: RunConfig, stage: int, step: int, checkpoint: Path) -> None:
+    """Refuse a checkpoint behind the end of its stage: where `epochs` says how long that is, rows have gone.
+
+    Raises:
+        UserError: Then.
+    """
+    if stage < len(config.stages) and step > config.stages[stage].steps:
+        what = f"the checkpoint stands at step {step}, and stage {config.stages[stage].name!r} has"
+        what += f" {config.stages[stage].steps} steps: its data have fewer rows than when it began"
+        raise UserError(what, str(checkpoint), f"restore the data, or {ELSEWHERE}")
+
+
 def has_begun(run_dir: Path) -> bool:
     """Say whether a run folder holds weights, or numbers of steps."""
     log = run_dir / "metrics.jsonl"
@@ -37,25 +58,89 @@ def has_begun(run_dir: Path) -> bool:
     return any(folder.is_dir() for folder in folders) or (log.is_file() and log.stat().st_size > 0)
 
 
-def prepare_run_dir(run_dir: Path, config: RunConfig, fresh: bool, processes: int) -> None:
+def prepare_run_dir(run_dir: Path, config: RunConfig, fresh: bool, processes: int, held: ExitStack) -> None:
     """Create the run folder with the resolved configuration, or check that it holds the same one.
 
     A run that failed before its first step has nothing to lose: it is begun anew, with any configuration.
+
+    Args:
+        run_dir: The folder.
+        config: Of the run.
+        fresh: Delete what the folder holds.
+        processes: How many share the work.
+        held: Until it closes, or this process ends in any way, other processes may not train in the folder.
+
+    Raises:
+        UserError: If the run cannot work, its folder belongs to another run or is in use, or something that is no run
+            would be deleted.
     """
     path = run_dir / "config.yaml"
-    if path.is_file() and not fresh and has_begun(run_dir):
+    if (run_dir / LOCK).exists():
+        hold(run_dir, held)
+    if not fresh and has_begun(run_dir):
+        if not path.is_file():
+            what = "the folder holds weights or steps, and no config.yaml that says of which run"
+            raise UserError(what, str(run_dir), ELSEWHERE)
         old = load_config(path, [], RunConfig)
-        if old == config:
-            return
-        check_same(old, config, str(path))
-        check_execution(config, processes)
+        if old != config:
+            check_same(old, config, str(path))
+            (check_execution if old.evaluations == config.evaluations else check_run)(config, processes)
+        is_new, is_evaluated = old != config, old.evaluations == config.evaluations
     else:
         check_run(config, processes)  # before anything is deleted or written
-        if run_dir.is_dir() and fresh:
+        if fresh and run_dir.is_dir():
+            check_deletion(run_dir, config)
             shutil.rmtree(run_dir)
+        is_new, is_evaluated = True, True
 
     def begin() -> None:
-        dump_config(config, path)
-        write_json(run_dir / "versions.json", versions(), indent=1)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        hold(run_dir, held)
+        if is_new:
+            dump_config(config, path)
+            write_json(run_dir / "versions.json", versions(), indent=1)
+        if not is_evaluated:
+            (run_dir / "evaluation.json").unlink(missing_ok=True)
 
     written("the run folder", run_dir, begin)
+
+
+def check_deletion(run_dir: Path, config: RunConfig) -> None:
+    """Refuse to delete a folder that is no run's, or what this run reads.
+
+    Raises:
+        UserError: In both cases.
+    """
+    if any(run_dir.iterdir()) and not all((run_dir / name).is_file() for name in ("config.yaml", "versions.json")):
+        what = "--fresh deletes the folder of a run, and this is none: it has no config.yaml and versions.json"
+        raise UserError(what, str(run_dir), ELSEWHERE)
+    folder = run_dir.resolve()
+    if Path.cwd().is_relative_to(folder):
+        raise UserError("--fresh would delete the working folder", str(run_dir), ELSEWHERE)
+    for key, value in leaves(config.model_dump(mode="json", exclude={"out"})):
+        if isinstance(value, str) and Path(os.path.realpath(value)).is_relative_to(folder):
+            raise UserError(f"--fresh would delete {value}, which `{key}` names", str(run_dir), ELSEWHERE)
+
+
+def hold(run_dir: Path, held: ExitStack) -> None:
+    """Keep other processes from training in a folder; one that ends in any way holds nothing.
+
+    Locks of records belong to one process: workers that outlive a killed run for a moment do not hold them.
+
+    Raises:
+        UserError: If another process trains there.
+    """
+    path = run_dir / LOCK
+    file = held.enter_context(path.open("a+", encoding="utf-8"))
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            return  # a file system without locks
+        file.seek(0)
+        what = f"another process is training in this folder: {file.read(200).strip() or 'unknown'}"
+        raise UserError(what, str(run_dir), f"wait for it, or {ELSEWHERE}") from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    held.callback(path.unlink, missing_ok=True)
