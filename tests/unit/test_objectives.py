@@ -328,6 +328,21 @@ def test_chunks_by_length_hold_every_row_once_and_never_cost_more(lengths: list[
     assert cost <= len(lengths) * (4 + max(lengths))
 
 
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_sharded_layers_run_once_whatever_the_lengths(monkeypatch: pytest.MonkeyPatch, is_sharded: bool) -> None:
+    """Every process gathers a layer for each time that it runs; another's lengths may give it fewer chunks."""
+    model, batch = tiny.exact_model(), batch_of("text")
+    expected = CrossEntropy(tiny.processor())(model, batch).value
+    calls: list[int] = []
+    model.decoder.register_forward_pre_hook(lambda *_: calls.append(1))
+    monkeypatch.setattr(_likelihood, "CHUNK_TOKENS", -1000)  # always two chunks
+    if is_sharded:
+        monkeypatch.setattr("unival.objectives.cross_entropy.FSDPModule", type(model.decoder))
+    found = CrossEntropy(tiny.processor())(model, batch).value
+    assert len(calls) == (1 if is_sharded else 2)
+    torch.testing.assert_close(found, expected)
+
+
 def test_trimming_cuts_columns_of_padding_only() -> None:
     assert trim(torch.tensor([[5, 6, 1, 1], [7, 1, 1, 1]]), 1).tolist() == [[5, 6], [7, 1]]
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 
 from unival.batch import Batch
@@ -144,7 +145,11 @@ class Objective:
     def terms(self, model: UnivalForConditionalGeneration, batch: Batch) -> Terms:
         """Return the numbers of every target token; the rows are in the order of `length_chunks`."""
         media = encode_media(model, batch)
-        parts = [self._part(model, batch, media, rows) for rows in length_chunks(batch, model.config.pad_token_id)]
+        chunks = length_chunks(batch, model.config.pad_token_id)
+        if any(isinstance(part, FSDPModule) for part in model.modules()):
+            # Every process gathers a layer once for each time that it runs: all must run it equally often.
+            chunks = [torch.arange(len(batch.target), device=batch.target.device)]
+        parts = [self._part(model, batch, media, rows) for rows in chunks]
         return Terms(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
     @property
