@@ -51,6 +51,9 @@ class LogitTable:
     def encode_media(self) -> None:
         return None
 
+    def modules(self) -> list[Any]:
+        return []
+
     def shift_right(self, target: Tensor) -> Tensor:
         return target
 
