@@ -32,6 +32,7 @@ from unival.report import write_report
 from unival.schema import EvaluationSuite, RunConfig, SourceConfig
 from unival.tasks.base import get_task
 from unival.train import train
+from unival.training.run_folder import check_deletion
 
 START = "unival-tiny"
 STYLES = ("fluent-emoji-flat", "noto", "twemoji")
@@ -58,9 +59,7 @@ def run_demo(out: Path, configs: Path, fresh: bool = False) -> dict[str, Any]:
             fix="run in a checkout of the repository, or give --configs",
         )
     if fresh and out.is_dir():
-        if any(out.iterdir()) and not (out / "versions.json").is_file():
-            what = "--fresh deletes the folder of a demo, and this is none: it has no versions.json"
-            raise UserError(what, str(out), "choose another --out, or remove it by hand")
+        check_deletion(out, "demo", ["versions.json"])
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "versions.json").write_text(json.dumps(versions(), indent=1), encoding="utf-8")

@@ -385,16 +385,13 @@ def test_evaluations_run_after_training_and_keep_every_prediction(
 
 
 def test_a_model_learns_six_captions_by_heart(tmp_path: Path, initial: Path, manifest: Path) -> None:
-    """The whole path works: 40 steps on six pictures, then every caption is generated.
-
-    The loss ends at 0.100 to 0.107, by the CPU's instructions; the captions themselves are the harder proof.
-    """
+    """The whole path works: 60 steps on six pictures, then every caption is generated."""
     evaluation = {"name": "captions", "task": "caption", "source": {"manifest": str(manifest)}}
-    stage = {"steps": 40, "optim": {"lr": 1e-2, "warmup_ratio": 0.1}}
+    stage = {"steps": 60, "optim": {"lr": 1e-2, "warmup_ratio": 0.1}}
     stage["groups"] = [{"rows": 6, "tasks": [{"task": "caption", "source": {"manifest": str(manifest)}}]}]
     train(fine_tuning(tmp_path / "run", initial, manifest, stage, evaluations=[evaluation]))
     found = rows(tmp_path / "run")
-    assert found[-1]["loss"] < 0.2 < 2.0 < found[0]["loss"]
+    assert found[-1]["loss"] < 0.1 < 2.0 < found[0]["loss"]
     report = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert report["captions"]["metrics"]["exact"]["mean"] == 1.0
 

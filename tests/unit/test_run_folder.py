@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 
 from unival.config import load_config
+from unival.demo import run_demo
 from unival.errors import UserError
 from unival.log import cut_back
 from unival.schema import RunConfig
 from unival.training import run_folder
-from unival.training.run_folder import check_length, prepare_run_dir
+from unival.training.run_folder import LOCK, check_length, prepare_run_dir
 
+ROOT = Path(__file__).parents[2]
 HOLD = """
 import sys
 from contextlib import ExitStack
@@ -96,6 +98,21 @@ def test_fresh_does_not_delete_the_working_folder(tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(folder / "model")
     with pytest.raises(UserError, match="working folder"):
         prepare(configuration(folder), fresh=True)
+    assert files(tmp_path) == before
+
+
+def test_fresh_does_not_delete_what_is_no_demo(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(UserError, match=r"the folder of a demo, and this is none: it has no versions\.json"):
+        run_demo(tmp_path, ROOT / "configs" / "demo", fresh=True)
+    assert files(tmp_path) == {"thesis.txt": b"precious"}
+
+
+def test_a_complete_run_that_cannot_be_locked_is_left_alone(tmp_path: Path) -> None:
+    folder = begun(configuration(tmp_path / "run"))
+    (folder / LOCK).mkdir()  # stands for a folder that may only be read, which root may not meet
+    before = files(tmp_path)
+    prepare(configuration(folder))
     assert files(tmp_path) == before
 
 

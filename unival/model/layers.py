@@ -75,7 +75,7 @@ class Attention(nn.Module):
         groups = rows // max(key.shape[0], 1)
         if groups > 1:  # beams become further queries of their sample
             query = query.reshape(key.shape[0], -1, query.shape[-1])
-            bias = bias.expand(-1, -1, groups, -1) if bias.shape[2] == 1 else bias.repeat(1, 1, groups, 1)
+            bias = bias if bias.shape[2] == 1 else bias.repeat(1, 1, groups, 1)  # that of one query holds for all
         query = self.split_heads(query)
         bias = bias.to(query.dtype)
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=self.scale)  # B H T K

@@ -145,10 +145,11 @@ class Objective:
     def terms(self, model: UnivalForConditionalGeneration, batch: Batch) -> Terms:
         """Return the numbers of every target token; the rows are in the order of `length_chunks`."""
         media = encode_media(model, batch)
-        chunks = length_chunks(batch, model.config.pad_token_id)
         if any(isinstance(part, FSDPModule) for part in model.modules()):
             # Every process gathers a layer once for each time that it runs: all must run it equally often.
             chunks = [torch.arange(len(batch.target), device=batch.target.device)]
+        else:
+            chunks = length_chunks(batch, model.config.pad_token_id)
         parts = [self._part(model, batch, media, rows) for rows in chunks]
         return Terms(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 

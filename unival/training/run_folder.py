@@ -5,6 +5,7 @@ import fcntl
 import os
 import shutil
 import socket
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -77,7 +78,14 @@ def prepare_run_dir(run_dir: Path, config: RunConfig, fresh: bool, processes: in
     path = run_dir / "config.yaml"
     if (run_dir / LOCK).exists():
         hold(run_dir, held)
-    if not fresh and has_begun(run_dir):
+    old: RunConfig | None = None
+    if fresh or not has_begun(run_dir):
+        check_run(config, processes)  # before anything is deleted or written
+        if fresh and run_dir.is_dir():
+            check_deletion(run_dir, "run", ["config.yaml", "versions.json"])
+            check_inputs(run_dir, config)
+            shutil.rmtree(run_dir)
+    else:
         if not path.is_file():
             what = "the folder holds weights or steps, and no config.yaml that says of which run"
             raise UserError(what, str(run_dir), ELSEWHERE)
@@ -85,40 +93,41 @@ def prepare_run_dir(run_dir: Path, config: RunConfig, fresh: bool, processes: in
         if old != config:
             check_same(old, config, str(path))
             (check_execution if old.evaluations == config.evaluations else check_run)(config, processes)
-        is_new, is_evaluated = old != config, old.evaluations == config.evaluations
-    else:
-        check_run(config, processes)  # before anything is deleted or written
-        if fresh and run_dir.is_dir():
-            check_deletion(run_dir, config)
-            shutil.rmtree(run_dir)
-        is_new, is_evaluated = True, True
 
     def begin() -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
         hold(run_dir, held)
-        if is_new:
+        if old != config:
             dump_config(config, path)
             write_json(run_dir / "versions.json", versions(), indent=1)
-        if not is_evaluated:
+        if old is not None and old.evaluations != config.evaluations:
             (run_dir / "evaluation.json").unlink(missing_ok=True)
 
     written("the run folder", run_dir, begin)
 
 
-def check_deletion(run_dir: Path, config: RunConfig) -> None:
-    """Refuse to delete a folder that is no run's, or what this run reads.
+def check_deletion(folder: Path, kind: str, files: Sequence[str]) -> None:
+    """Refuse to delete a folder that lacks the files of its kind, or that this process works in.
 
     Raises:
         UserError: In both cases.
     """
-    if any(run_dir.iterdir()) and not all((run_dir / name).is_file() for name in ("config.yaml", "versions.json")):
-        what = "--fresh deletes the folder of a run, and this is none: it has no config.yaml and versions.json"
-        raise UserError(what, str(run_dir), ELSEWHERE)
-    folder = run_dir.resolve()
-    if Path.cwd().is_relative_to(folder):
-        raise UserError("--fresh would delete the working folder", str(run_dir), ELSEWHERE)
+    fix = "choose another folder, or remove this one by hand"
+    if any(folder.iterdir()) and not all((folder / name).is_file() for name in files):
+        what = f"--fresh deletes the folder of a {kind}, and this is none: it has no {' and '.join(files)}"
+        raise UserError(what, str(folder), fix)
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise UserError("--fresh would delete the working folder", str(folder), fix)
+
+
+def check_inputs(run_dir: Path, config: RunConfig) -> None:
+    """Refuse to delete what the new run would read.
+
+    Raises:
+        UserError: For the first such path.
+    """
     for key, value in leaves(config.model_dump(mode="json", exclude={"out"})):
-        if isinstance(value, str) and Path(os.path.realpath(value)).is_relative_to(folder):
+        if isinstance(value, str) and Path(value).resolve().is_relative_to(run_dir.resolve()):
             raise UserError(f"--fresh would delete {value}, which `{key}` names", str(run_dir), ELSEWHERE)
 
 
@@ -131,7 +140,10 @@ def hold(run_dir: Path, held: ExitStack) -> None:
         UserError: If another process trains there.
     """
     path = run_dir / LOCK
-    file = held.enter_context(path.open("a+", encoding="utf-8"))
+    try:
+        file = held.enter_context(path.open("a+", encoding="utf-8"))
+    except OSError:
+        return  # nothing can be written here: a complete run is only read, any other will say so
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
