@@ -95,6 +95,22 @@ def evaluate(
     return Evaluation(records, predictions, scores, task.corpus(predictions, records), bad)
 
 
+def metric_names(config: EvaluationConfig) -> list[str]:
+    """Return the metrics of an evaluation, by its first row alone; none of rows without labels.
+
+    Raises:
+        UserError: If the rows cannot be opened, or the first one lacks a column.
+    """
+    task = get_task(config.task, config.task_args)
+    source = open_source(config.source, config.task, task.modality)
+    names = [] if config.rerank is None else ["reward"]
+    records = [source[0]] if len(source) else []
+    if not any(map(task.is_labelled, records)):
+        return names
+    predictions = [task.parse("", record) for record in records]
+    return [*names, *task.score(predictions, records), *task.corpus(predictions, records)]
+
+
 def predict_rows(
     model: UnivalForConditionalGeneration,
     processor: UnivalProcessor,

@@ -258,9 +258,15 @@ class ValidationConfig(Section):
         if self.monitor is None:
             if self.patience is not None or self.restore_best:
                 raise ValueError("`patience` and `restore_best` need `monitor`")
-        elif self.monitor.rpartition("/")[0] not in names:
+        elif self.monitored is None:
             raise ValueError(f"`monitor` must be EVALUATION/METRIC with one of {', '.join(names)}")
         return self
+
+    @property
+    def monitored(self) -> tuple[EvaluationConfig, str] | None:
+        """The evaluation and the metric that `monitor` names; a metric may have a slash."""
+        name, _, metric = (self.monitor or "").partition("/")
+        return next(((evaluation, metric) for evaluation in self.evaluations if evaluation.name == name), None)
 
 
 class EmaConfig(Section):

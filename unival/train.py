@@ -21,7 +21,7 @@ from torch import Tensor
 from unival.batch import Batch
 from unival.checkpoint import atomic_folder, load_model, save_model, write_model
 from unival.config import load_config
-from unival.data.mixture import RowSlice, Stream, iterate, with_steps
+from unival.data.mixture import RowSlice, Stream, iterate, rows_of_files, with_steps
 from unival.errors import UserError, run_cli
 from unival.evaluate import evaluate_all
 from unival.log import Means, Meter, MetricsLog, console, cut_back, progress
@@ -36,7 +36,7 @@ from unival.training.losses import Losses, autocast, autocast_dtype, sizes_ahead
 from unival.training.memory import warn_if_too_large
 from unival.training.optim import LossScale, build_optimizer, clip_gradients, freeze, learning_rate, set_train_mode
 from unival.training.random_state import load_random, seed_process
-from unival.training.run_folder import check_length, find_checkpoint, prepare_run_dir
+from unival.training.run_folder import check_data, find_checkpoint, prepare_run_dir
 from unival.training.saving import (
     TrainState,
     load_moments,
@@ -96,7 +96,7 @@ def run_stages(config: RunConfig, run_dir: Path, world: World) -> None:
             seed_process(config.seed, world.rank)  # all began alike; from here on each has its own dropout
     else:
         state = read_state(checkpoint)
-        check_length(config, state.stage, state.step, checkpoint)
+        check_data(config, state, checkpoint)
         model, processor = load_model(checkpoint / "model")
         restore_random(checkpoint, config, state, world)  # encoders that join at the next stage are drawn from it
         if config.ema is not None and (checkpoint / "ema").is_dir():
@@ -156,7 +156,7 @@ class StageLoop:
         self.ema = None if config.ema is None else Ema(model, config.ema, averages)
         self.dtype = autocast_dtype(config.precision, world.device)
         self.scale, self.watch = LossScale(), Watch(self.stage.validation, {})
-        self.means, self.meter = Means(), Meter()
+        self.means, self.meter, self.num_rows = Means(), Meter(), rows_of_files(self.stage)
         self.seconds, self.wants_checkpoint, self.stopped_by = 0.0, False, 0
 
     def parallel(self) -> torch.nn.Module:
@@ -331,6 +331,7 @@ class StageLoop:
             watch={} if is_over else self.watch.state(),
             world={"processes": self.world.size, "kind": self.world.kind, "accumulation": self.config.accumulation},
             validating=validating,
+            rows={} if is_over else self.num_rows,
         )
         parts = self.model, self.processor, self.optimizer, self.config.keep_checkpoints, self.ema, self.world
         save_training(self.run_dir, total, state, *parts)

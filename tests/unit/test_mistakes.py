@@ -19,6 +19,7 @@ GROUP = "stages.0.groups.0"
 TASK = f"{GROUP}.tasks.0"
 VIDEO = {"task": "caption", "task_args": {"modality": "video"}, "source": {"world": "train"}}
 EVALUATION = {"name": "a", "task": "caption", "source": {"world": "test"}}
+WATCHED = {"every": 1, "evaluations": [EVALUATION]}
 
 # Name: overrides (a value that is None is removed from the file), and what the message must say, in any order.
 MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
@@ -39,6 +40,24 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "section for a list": ({"stages": {"name": "a"}}, ["stages", "a list", "'name': 'a'"]),
     "number for text": ({"out": 7}, ["out", "text", "got 7", "in quotes: '7'"]),
     "list for a task": ({f"{TASK}.task": ["caption"]}, [f"{TASK}.task", "text", "['caption']"]),
+    "metric": (
+        {"stages.0.validation": WATCHED | {"monitor": "a/cide"}},
+        ["stages.0.validation.monitor", "'a' has no metric 'cide'", "did you mean 'cider'?", "cider_d"],
+    ),
+    "metric of an evaluation that is not there": (
+        {"stages.0.validation": WATCHED | {"monitor": "b/cider_d"}},
+        ["stages.0.validation", "EVALUATION/METRIC with one of a"],
+    ),
+    "metric of rows without labels": (
+        {
+            "stages.0.validation": {
+                "every": 1,
+                "evaluations": [EVALUATION | {"source": {"manifest": "rows.jsonl"}}],
+                "monitor": "a/cider_d",
+            }
+        },
+        ["stages.0.validation.monitor", "no metric 'cider_d'", "its first row has no label"],
+    ),
     # impossible values
     "no rows": ({f"{GROUP}.rows": 0}, [f"{GROUP}.rows", "greater than 0", "got 0"]),
     "negative rate": ({"stages.0.optim.lr": -1e-4}, ["stages.0.optim.lr", "greater than 0", "-0.0001"]),

@@ -62,9 +62,11 @@ def test_all_else_goes_the_usual_way(thin: list[tuple[int, ...]], monkeypatch: p
         monkeypatch.setattr(linear, "LARGE", 46)
         layer(many[:2])
         monkeypatch.setattr(linear, "LARGE", 1)
+        with pytest.raises(RuntimeError, match="mat1 and mat2 shapes cannot be multiplied"):
+            layer(many[:3, :4])  # torch's own words, not those of the other library
         monkeypatch.setattr(linear, "_product", None)
         layer(many[:3])
-    assert [shape[0] for shape in thin] == [2, 0, 2, 2, 2, 3]
+    assert [shape[0] for shape in thin] == [2, 0, 2, 2, 2, 3, 3]
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")

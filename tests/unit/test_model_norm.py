@@ -59,3 +59,19 @@ def test_another_precision_than_the_weights_is_left_to_torch() -> None:
     half = x.bfloat16()
     with torch.inference_mode():
         assert ours.eval()(half).data_ptr() != half.data_ptr()
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.parametrize(("kind", "dims"), CASES)
+def test_forward_mode_and_batching_see_the_ordinary_norm(kind: type, dims: int) -> None:
+    plain, ours, x = pair(kind, dims)
+    before, tangent = x.clone(), torch.rand_like(x)
+    with torch.no_grad():
+        value, slope = torch.func.jvp(ours.eval(), (x,), (tangent,))
+        batched = torch.vmap(ours)(torch.stack([x, 2 * x]))
+        expected = torch.stack([plain.eval()(x), plain(2 * x)])
+        scale = ours.weight * torch.rsqrt(ours.running_var + ours.eps)
+    assert torch.equal(x, before)
+    torch.testing.assert_close(batched, expected)
+    torch.testing.assert_close(value, expected[0])
+    torch.testing.assert_close(slope, tangent * scale.view(3, *[1] * dims))

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 
 from unival.config import load_config
+from unival.data.mixture import rows_of_files
 from unival.demo import run_demo
 from unival.errors import UserError
 from unival.log import cut_back
-from unival.schema import RunConfig
+from unival.schema import RunConfig, SourceConfig, TaskEntry
 from unival.training import run_folder
-from unival.training.run_folder import LOCK, check_length, prepare_run_dir
+from unival.training.run_folder import LOCK, check_data, prepare_run_dir
+from unival.training.saving import TrainState
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
@@ -139,10 +141,26 @@ def test_other_evaluations_are_run_after_the_same_training(tmp_path: Path, check
 
 def test_a_checkpoint_behind_the_end_of_its_stage_is_refused(tmp_path: Path) -> None:
     config = configuration(tmp_path / "run")
-    check_length(config, 0, 1, tmp_path)
-    check_length(config, 1, 0, tmp_path)  # all stages are over
+    check_data(config, TrainState(0, 1, 0.0), tmp_path)
+    check_data(config, TrainState(1, 0, 0.0), tmp_path)  # all stages are over
     with pytest.raises(UserError, match="stands at step 2, and stage 'a' has 1 steps: its data have fewer rows"):
-        check_length(config, 0, 2, tmp_path)
+        check_data(config, TrainState(0, 2, 0.0), tmp_path)
+
+
+def test_a_stage_goes_on_with_the_rows_that_it_began_with(tmp_path: Path) -> None:
+    manifest = tmp_path / "rows.jsonl"
+    manifest.write_text('{"uid": "1", "caption": "a cat", "image": "a.png"}\n')
+    config = configuration(tmp_path / "run")
+    config.stages[0].groups[0].tasks[0] = TaskEntry(task="caption", source=SourceConfig(manifest=str(manifest)))
+    state = TrainState(0, 1, 0.0, rows=rows_of_files(config.stages[0]))
+    assert state.rows == {"groups.0.tasks.0": 1}
+    own, foreign = tmp_path / "run" / "step-1", tmp_path / "other" / "step-1"
+    check_data(config, state, own)
+    manifest.write_text(manifest.read_text() * 2)
+    check_data(config, state, foreign)
+    check_data(config, TrainState(0, 0, 0.0, rows=state.rows), own)  # a stage that begins takes what there is
+    with pytest.raises(UserError, match=r"stages\.0\.groups\.0\.tasks\.0 had 1 rows when the stage began, and have 2"):
+        check_data(config, state, own)
 
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:

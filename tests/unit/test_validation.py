@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from tests import tiny
 from unival.errors import UserError
+from unival.evaluate import metric_names
 from unival.schema import ValidationConfig
 from unival.training.distributed import World
 from unival.training.ema import untied
@@ -51,6 +52,15 @@ def test_a_metric_that_is_not_measured_is_refused_with_the_right_one() -> None:
     with pytest.raises(UserError, match=r"no metric 'vqa/acuracy'.*did you mean 'vqa/accuracy'"):
         Watch(config(monitor="vqa/acuracy"), {}).take({"vqa/accuracy": 1.0}, "a")
     assert not Watch(None, {}).take({}, "a")
+
+
+def test_a_metric_may_have_slashes() -> None:
+    evaluation = {"name": "boxes", "task": "grounding", "source": {"world": "validation"}}
+    options = {"evaluations": [EVALUATION, evaluation | {"task_args": {"by_size": True}}]}
+    found = config(monitor="boxes/accuracy@0.5/small", **options).monitored
+    assert found is not None
+    assert found[1] == "accuracy@0.5/small"
+    assert found[1] in metric_names(found[0])
 
 
 @pytest.mark.parametrize(

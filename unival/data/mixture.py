@@ -20,7 +20,7 @@ from unival.batch import Batch, Example
 from unival.data.augment import augment_row
 from unival.data.bad_rows import BadRow, BadRows, decoding
 from unival.data.buckets import BucketOrder, bucket_of
-from unival.data.source import Source, open_source, row_name
+from unival.data.source import Source, open_rows, open_source, row_name
 from unival.data.workers import Workers
 from unival.errors import UserError
 from unival.model.processing import UnivalProcessor
@@ -291,6 +291,17 @@ def rows_of_epoch(group: GroupConfig, seed: int) -> int:
         return Pool([Stream(entry, seed) for entry in group.tasks], seed).ends[-1]
     first = group.tasks[0]
     return Stream(first, seed).num_media * (1 if group.aligned else first.every)
+
+
+def rows_of_files(stage: StageConfig) -> dict[str, int]:
+    """Return how many rows the data set of every task has, by the task's place in the stage; worlds do not change."""
+    entries = {
+        f"groups.{number}.tasks.{index}": entry
+        for number, group in enumerate(stage.groups)
+        for index, entry in enumerate(group.tasks)
+        if entry.source.world is None
+    }
+    return {place: len(open_rows(entry.source)) for place, entry in entries.items()}
 
 
 def has_empty_pass(group: GroupConfig, rows: int) -> bool:

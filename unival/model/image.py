@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unival.errors import UserError
+from unival.model.linear import is_watched
 from unival.model.norm import freeze_batch_norm, normalise_in_place
 
 # Pixels that a CPU reads at a time in prediction. The largest tensor inside of a ResNet is 5.3 times as large; from
@@ -56,7 +57,7 @@ def build_image_encoder(options: Mapping[str, Any]) -> tuple[nn.Module, int]:
 def image_features(backbone: nn.Module, pixels: Tensor) -> Tensor:
     """Run `backbone` on `pixels` (B, 3, H, W) in channels-last layout, which convolutions prefer on CPUs and GPUs."""
     pixels = pixels.contiguous(memory_format=torch.channels_last)
-    if torch.is_grad_enabled() or backbone.training or torch.compiler.is_compiling() or pixels.device.type != "cpu":
+    if is_watched() or backbone.training or pixels.device.type != "cpu":
         return _features(backbone, pixels)
     rows = max(PART_BYTES // max(pixels[:1].nbytes, 1), 1)
     if len(pixels) <= rows:

@@ -25,17 +25,18 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Transform `input` (..., in) to (..., out)."""
-        if torch.is_grad_enabled() or input.device.type != "cpu" or _product is None or _is_watched():
+        if input.device.type != "cpu" or _product is None or is_watched():
             return super().forward(input)
         is_plain = input.dtype == self.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        if not (input.numel() and self.weight.numel() >= LARGE and is_plain):
+        fits = input.numel() > 0 and input.shape[-1] == self.in_features  # what does not, torch explains better
+        if not (fits and self.weight.numel() >= LARGE and is_plain):
             return super().forward(input)
         return _product(input, self.weight, self.bias, "none", [], "")
 
 
-def _is_watched() -> bool:
-    """Return whether a graph is wanted besides the result, or a forward-mode derivative, which `no_grad` leaves on."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
+def is_watched() -> bool:
+    """Return whether more is wanted than the result: gradients, derivatives in forward mode, a batch or a graph."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
         return True
     functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]  # no public way to ask
     return functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
+from unival.model.linear import is_watched
+
 
 class FrozenBatchNorm(nn.Module):
     """Batch norm in evaluation mode for ever, in two or three dimensions; all four vectors are buffers.
@@ -68,8 +70,7 @@ class InPlace(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` (B, C, ...)."""
-        is_free = not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
-        if not is_free or x.device.type != "cpu" or x.dtype != self.weight.dtype:
+        if self.training or is_watched() or x.device.type != "cpu" or x.dtype != self.weight.dtype:
             return super().forward(x)
         scale = self.weight * torch.rsqrt(self.running_var + self.eps)
         shift = self.bias - self.running_mean * scale

@@ -21,6 +21,7 @@ from unival.config_problem import at
 from unival.data.mixture import RowSlice
 from unival.data.source import open_source
 from unival.errors import UserError, did_you_mean
+from unival.evaluate import metric_names
 from unival.evaluation.submission import KINDS
 from unival.generate import SearchOptions
 from unival.log import no_tensorboard
@@ -39,6 +40,7 @@ from unival.schema import (
     SourceConfig,
     StageConfig,
     TaskEntry,
+    ValidationConfig,
 )
 from unival.tasks.base import Task, get_task
 from unival.training.building import refuse_unknown
@@ -53,7 +55,7 @@ MAX_CHANGES = 3  # that a refusal lists
 def check_run(config: RunConfig, processes: int = 1) -> None:
     """Refuse a run that cannot work, whatever its data hold.
 
-    Files of rows are looked for, not read.
+    Files of rows are looked for, not read, but for the first row that a monitored metric is about.
 
     Args:
         config: Of the run.
@@ -76,6 +78,7 @@ def check_run(config: RunConfig, processes: int = 1) -> None:
         check_patterns(stage, network, key)
         if stage.validation is not None:
             check_evaluations(stage.validation.evaluations, model, network, f"{key}.validation.evaluations")
+            check_monitor(stage.validation, f"{key}.validation.monitor")
     check_evaluations(config.evaluations, stages[-1], network, "evaluations")
 
 
@@ -354,6 +357,18 @@ def check_evaluations(
             if evaluation.submission is not None and evaluation.submission not in KINDS:
                 what = f"unknown submission format {evaluation.submission!r}"
                 raise UserError(what, fix=did_you_mean(evaluation.submission, KINDS))
+
+
+def check_monitor(validation: ValidationConfig, key: str) -> None:
+    """Refuse to watch a metric that the first row of its evaluation does not have."""
+    if validation.monitored is None:
+        return
+    evaluation, metric = validation.monitored
+    with at(key):
+        names = metric_names(evaluation)
+        if metric not in names:
+            what = f"the evaluation {evaluation.name!r} has no metric {metric!r}"
+            raise UserError(what, fix=did_you_mean(metric, names) if names else "its first row has no label")
 
 
 def check_search(options: Mapping[str, Any]) -> None:

@@ -11,12 +11,13 @@ from pathlib import Path
 
 from unival.atomic import write_json
 from unival.config import dump_config, load_config
+from unival.data.mixture import rows_of_files
 from unival.errors import UserError
 from unival.evaluation.provenance import versions
 from unival.log import console
 from unival.schema import RunConfig
 from unival.training.check import check_execution, check_progress, check_run, check_same, leaves
-from unival.training.saving import checkpoints, clean_up, newest_valid, written
+from unival.training.saving import TrainState, checkpoints, clean_up, newest_valid, written
 
 LOCK = ".lock"
 ELSEWHERE = "choose another `out=...`"
@@ -40,16 +41,28 @@ def find_checkpoint(config: RunConfig, run_dir: Path) -> Path | None:
     return checkpoint
 
 
-def check_length(config: RunConfig, stage: int, step: int, checkpoint: Path) -> None:
-    """Refuse a checkpoint behind the end of its stage: where `epochs` says how long that is, rows have gone.
+def check_data(config: RunConfig, state: TrainState, checkpoint: Path) -> None:
+    """Refuse to go on within a stage whose data are not those that it began with.
+
+    A step would train other samples than it would have. Another run, which `resume` names, may have had other data,
+    but it must not stand behind the end of the stage, where `epochs` says how long that is.
 
     Raises:
-        UserError: Then.
+        UserError: In both cases.
     """
-    if stage < len(config.stages) and step > config.stages[stage].steps:
-        what = f"the checkpoint stands at step {step}, and stage {config.stages[stage].name!r} has"
-        what += f" {config.stages[stage].steps} steps: its data have fewer rows than when it began"
-        raise UserError(what, str(checkpoint), f"restore the data, or {ELSEWHERE}")
+    if state.step == 0:
+        return
+    stage, fix = config.stages[state.stage], f"restore the data, or {ELSEWHERE} with init={checkpoint / 'model'}"
+    if state.step > stage.steps:
+        what = f"the checkpoint stands at step {state.step}, and stage {stage.name!r} has {stage.steps} steps"
+        raise UserError(f"{what}: its data have fewer rows than when it began", str(checkpoint), fix)
+    if checkpoint.parent.resolve() != Path(config.out).resolve():
+        return
+    rows = rows_of_files(stage)
+    for place, number in state.rows.items():
+        if rows[place] != number:
+            what = f"the data of stages.{state.stage}.{place} had {number} rows when the stage began, and have"
+            raise UserError(f"{what} {rows[place]} now", str(checkpoint), fix)
 
 
 def has_begun(run_dir: Path) -> bool:

@@ -50,6 +50,7 @@ class TrainState:
         watch: What `unival.training.validation.Watch` remembers in this stage.
         world: How the run was carried out: processes, kind.
         validating: A signal halted the validation that comes before the next step.
+        rows: How many rows the data sets of the stage have.
         format: Of the folder.
     """
 
@@ -60,6 +61,7 @@ class TrainState:
     watch: Mapping[str, Any] = field(default_factory=dict)
     world: Mapping[str, Any] = field(default_factory=dict)
     validating: bool = False
+    rows: Mapping[str, int] = field(default_factory=dict)
     format: int = FORMAT
 
 
