@@ -88,6 +88,26 @@ def train_until(settings: dict[str, Any], stop: int | None) -> str | None:
     return None
 
 
+def outlived(settings: dict[str, Any]) -> bool:
+    """Interrupt a run in its first step; return whether what averages gradients outlived the group of processes."""
+    from unival.train import StageLoop, train
+
+    step, wrapped = StageLoop.step, []
+
+    def stepped(self: StageLoop, *_: Any) -> dict[str, float]:
+        wrapped.append(self.losses)
+        raise KeyboardInterrupt
+
+    StageLoop.step = stepped
+    try:
+        train(RunConfig.model_validate(settings))
+    except KeyboardInterrupt:  # its traceback would keep it
+        return "reducer" in vars(wrapped[0])
+    finally:
+        StageLoop.step = step
+    raise AssertionError("the run was not interrupted")
+
+
 def hashes(run_dir: Path, checkpoint: str) -> dict[str, str]:
     """Return the sha256 of every tensor of a checkpoint: weights, averages, moments, generators.
 

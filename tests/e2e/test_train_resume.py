@@ -65,6 +65,12 @@ def test_a_continued_run_is_the_same_bit_for_bit(tmp_path: Path, kind: str, accu
 
 
 @pytest.mark.slow
+def test_an_interrupted_process_leaves_its_group_in_order(tmp_path: Path) -> None:
+    """Freed the other way round, one stop in sixteen waited for ever: for a thread that waited for it."""
+    assert ranks.run(ranks.outlived, 2, settings_of(tmp_path / "run", "ddp", 2)) == [False, False]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("accumulation", [1, 4])
 @pytest.mark.parametrize("kind", list(KINDS))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, cast
+from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
@@ -23,6 +24,7 @@ from unival.errors import UserError
 from unival.schema import ParallelConfig
 
 T = TypeVar("T")
+_WRAPPED: WeakSet[DistributedDataParallel] = WeakSet()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,20 @@ def join(config: ParallelConfig, device: str) -> Iterator[World]:
     try:
         yield World(rank, size, place, "fsdp" if config.kind == "fsdp" else "ddp")
     finally:
+        release_reducers()
         dist.destroy_process_group()
+
+
+def release_reducers() -> None:
+    """Free what averages gradients while the group of processes still exists.
+
+    The traceback of an interruption keeps the wrapped model. Freed after the group, the reducer would end it in turn,
+    and wait for a thread of gloo without giving up the interpreter's lock, for which that thread may be waiting.
+    """
+    for module in _WRAPPED:
+        vars(module).pop("logger", None)  # has a reference to the reducer
+        vars(module).pop("reducer", None)
+    _WRAPPED.clear()
 
 
 def wrap(module: nn.Module, layers: Sequence[nn.Module], world: World, config: ParallelConfig) -> nn.Module:
@@ -123,7 +138,9 @@ def wrap(module: nn.Module, layers: Sequence[nn.Module], world: World, config: P
             dist.broadcast(tensor.data, 0)
     if world.kind == "ddp":
         # Without broadcasts of buffers: `average_statistics` lets every process count instead of the first one.
-        return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=config.find_unused)
+        wrapped = DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=config.find_unused)
+        _WRAPPED.add(wrapped)
+        return wrapped
     mesh = init_device_mesh(world.device.type, (world.size,))
     for layer in layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=config.reshard)
