@@ -212,3 +212,32 @@ def test_tables_of_a_new_model_are_filled() -> None:
     assert float(real.weight[0].sum()) == pytest.approx(64.0)  # the window of 128 samples
     assert float(imaginary.weight[0].abs().max()) == 0.0
     torch.testing.assert_close(encoder.logmel_extractor.melW.data, encoder.logmel_extractor.filter_bank())
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("beit_base_patch16_224", {"img_size": 32, "depth": 1, "embed_dim": 24, "num_heads": 2}),
+        ("vit_small_patch16_dinov3", {"img_size": 32, "depth": 1, "embed_dim": 48, "num_heads": 2}),
+        (
+            "swin_tiny_patch4_window7_224",
+            {"img_size": 32, "embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 2},
+        ),
+    ],
+)
+def test_backbones_with_tables_that_are_not_stored_come_back_from_a_folder(
+    tmp_path: Path, name: str, options: dict[str, object]
+) -> None:
+    model = tiny.build_model(image_encoder={"name": name, **options})
+    inputs = {
+        "input_ids": torch.tensor([[5, 6]]),
+        "labels": torch.tensor([[5, 6]]),
+        "pixel_values": torch.rand(1, 3, 32, 32),
+    }
+    expected = model(**inputs).logits
+    media = model.encoder.encode_media(inputs["pixel_values"])
+    assert media is not None
+    assert media.tokens.shape[1] == {"beit": 4, "vit_": 4, "swin": 16}[name[:4]]  # a row per place, not per channel
+    model.save_pretrained(tmp_path)
+    again = UnivalForConditionalGeneration.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(again(**inputs).logits, expected)

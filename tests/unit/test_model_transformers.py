@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, StaticCache
+from transformers.modeling_outputs import BaseModelOutput
 
 from tests import tiny
 from unival.evaluation.answering import code_options
+from unival.model.audio import hann_window
 from unival.model.modeling import UnivalForConditionalGeneration
 
 PROMPT = torch.tensor([[5, 6, 7], [8, 9, 1]])
@@ -131,3 +133,96 @@ def test_a_cache_of_fixed_length_is_refused() -> None:
         model.generate(PROMPT, cache_implementation="static", max_new_tokens=4)
     with pytest.raises(ValueError, match="cannot use a StaticCache"):
         model(input_ids=PROMPT, decoder_input_ids=PROMPT, past_key_values=StaticCache(model.config, 8))
+
+
+def test_norms_with_frozen_weights_keep_their_statistics() -> None:
+    model = tiny.build_model()
+    model.encoder.embed_images.requires_grad_(False)  # as PEFT freezes whatever it does not train
+    before = {name: tensor.clone() for name, tensor in model.encoder.state_dict().items()}
+    inputs = {"input_ids": PROMPT, "labels": PROMPT}
+    model.train()(**inputs, **tiny.media("image", 2))
+    model(**inputs, **tiny.media("audio", 2))
+    moved = {name for name, tensor in model.encoder.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert moved
+    assert all(name.startswith("embed_audios") for name in moved)
+    assert model.encoder.layers[0].training
+    model.encoder.embed_images.requires_grad_(True)
+    model.train()(**inputs, **tiny.media("image", 2))
+    name = "embed_images.bn1.running_mean"
+    assert not torch.equal(model.encoder.state_dict()[name], before[name])
+
+
+@pytest.mark.parametrize("how", ["assign", "to_empty"])
+def test_a_model_built_without_memory_is_the_same_with_weights(how: str) -> None:
+    model = tiny.model()
+    with torch.device("meta"):
+        again = UnivalForConditionalGeneration(model.config).eval()
+    if how == "to_empty":
+        again.to_empty(device="cpu")
+    again.load_state_dict(model.state_dict(), assign=how == "assign")
+    inputs = {"input_ids": PROMPT, "labels": PROMPT, **tiny.media("image", 2)}
+    for _ in range(2):
+        assert torch.equal(again(**inputs).logits, model(**inputs).logits)
+
+
+def test_low_rank_updates_that_a_folder_lacks_begin_as_nothing(tmp_path: Path) -> None:
+    tiny.model().save_pretrained(tmp_path)
+    tuned = UnivalForConditionalGeneration.from_pretrained(tmp_path, lora_rank=2).eval()
+    updates = {name: tensor for name, tensor in tuned.state_dict().items() if "lora_" in name}
+    assert all(bool(tensor.any()) == name.endswith("lora_A") for name, tensor in updates.items())
+    assert all(tensor.abs().max() < 5.0 for tensor in updates.values())
+    inputs = {"input_ids": PROMPT, "labels": PROMPT}
+    assert torch.equal(tuned(**inputs).logits, tiny.model()(**inputs).logits)
+
+
+def test_half_precision_takes_what_the_processor_returns() -> None:
+    model = tiny.build_model().to(torch.bfloat16).eval()
+    for modality in ("image", "video", "audio"):
+        media = tiny.media(modality, 2)
+        assert all(tensor.dtype is torch.float32 for tensor in media.values())
+        assert model(input_ids=PROMPT, labels=PROMPT, **media).logits.dtype is torch.bfloat16
+
+
+def test_generation_stops_at_strings() -> None:
+    tokenizer = tiny.processor().tokenizer
+    options = {"input_ids": PROMPT[:1], "max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
+    free = tiny.model().generate(**options)
+    stop = tokenizer.decode(free[0, 1:3])
+    found = tiny.model().generate(**options, stop_strings=[stop], tokenizer=tokenizer)
+    assert found.shape[1] < free.shape[1]
+    assert torch.equal(found[0], free[0, : found.shape[1]])
+
+
+def test_collators_prepare_the_decoder_from_labels() -> None:
+    labels = torch.tensor([[5, 6, 2], [7, 2, -100]])
+    expected = torch.tensor([[0, 5, 6], [0, 7, 2]])
+    assert torch.equal(tiny.model().prepare_decoder_input_ids_from_labels(labels), expected)
+
+
+def test_rows_that_belong_to_no_row_of_the_encoder_are_refused() -> None:
+    model = tiny.model()
+    encoded = model.encoder(PROMPT)
+    expected = model(encoder_outputs=encoded, labels=PROMPT).logits
+    assert torch.equal(model(encoder_outputs=encoded.to_tuple(), labels=PROMPT).logits, expected)
+    assert len(model(encoder_outputs=encoded, decoder_input_ids=PROMPT.repeat(2, 1)).logits) == 4  # beams
+    for options, message in (
+        ({"labels": PROMPT.repeat(2, 1)}, "labels have 4 rows for 2 of the encoder"),
+        ({"decoder_input_ids": PROMPT.repeat(2, 1)[:3]}, "decoder_input_ids have 3 rows for 2 of the encoder"),
+        ({"decoder_input_ids": PROMPT[:1]}, "decoder_input_ids have 1 rows for 2 of the encoder"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model(encoder_outputs=encoded, **options)
+    foreign = BaseModelOutput(last_hidden_state=encoded.last_hidden_state)
+    with pytest.raises(ValueError, match="what this model's encoder returns"):
+        model(encoder_outputs=foreign, labels=PROMPT)
+
+
+def test_gradients_of_a_sound_after_a_search() -> None:
+    sound = tiny.media("audio", 2)["input_values"]
+    hann_window.cache_clear()
+    with torch.inference_mode():
+        tiny.model().encoder.encode_media(input_values=sound)
+    sound.requires_grad_()
+    tiny.model()(input_ids=PROMPT, labels=PROMPT, input_values=sound).loss.backward()
+    assert sound.grad is not None
+    assert sound.grad.any()

@@ -1,6 +1,7 @@
 """The processor: media transforms, batches that share media, saving."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -151,3 +152,49 @@ def test_a_code_that_the_model_has_not_is_refused_with_its_row() -> None:
     with pytest.raises(UserError, match=f"its largest is {last + 1}") as caught:
         processor.collate([good, bad])
     assert caught.value.where == "pictures.jsonl:7"
+
+
+def test_a_call_makes_the_inputs_that_a_batch_has() -> None:
+    processor = tiny.processor()
+    pictures = [tiny.picture(seed) for seed in range(2)]
+    examples = [
+        Example(str(i), text, modality="image", media=p)
+        for i, (text, p) in enumerate(zip(("a cat", "a dog and a cat"), pictures, strict=True))
+    ]
+    expected = processor.collate(examples).inputs
+    assert "media_index" not in expected  # one picture each, in order
+    found = processor(images=pictures, text=[example.prompt for example in examples])
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    one = processor(pictures[1], "a dog and a cat", return_tensors="pt", padding=True)
+    assert torch.equal(one["pixel_values"], expected["pixel_values"][1:])
+    sound = np.linspace(-0.5, 0.5, 4000, dtype=np.float32)
+    assert torch.equal(processor(text="a cat", audio=sound)["input_values"][0], processor.audio(sound))
+    assert processor(text=["a cat"]).keys() == {"input_ids", "attention_mask"}
+    assert processor(images=pictures).keys() == {"pixel_values"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "got nothing"),
+        ({"text": "a", "images": [1, 2]}, "1 prompts and 2 media of kind image"),
+        ({"text": "a", "images": [1], "audio": [2]}, "got image and audio"),
+        ({"text": "a", "return_tensors": "np"}, "return_tensors='np'"),
+        ({"text": "a", "padding": "max_length"}, "padding='max_length'"),
+    ],
+)
+def test_a_call_that_means_nothing_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        tiny.processor()(**options)
+    with pytest.raises(TypeError, match="truncation"):
+        tiny.processor()(text="a", truncation=True)
+
+
+def test_one_row_is_decoded_to_a_text_and_several_to_texts() -> None:
+    processor = tiny.processor()
+    ids = torch.tensor(processor.encode(["a cat", "a dog"]))
+    assert processor.decode(ids[0]) == "a cat"
+    assert processor.decode(ids) == processor.batch_decode(ids, skip_special_tokens=True) == ["a cat", "a dog"]
+    assert processor.decode(ids.tolist()) == ["a cat", "a dog"]
+    assert processor.decode(ids[0], skip_special_tokens=False) == "<s> a cat</s>"

@@ -200,6 +200,7 @@ def drop_stripes(x: Tensor, time_stripe: int, mel_stripe: int) -> Tensor:
 
 
 @lru_cache(maxsize=8)
+@torch.inference_mode(False)
 def hann_window(length: int, device: str) -> Tensor:
     """Return a periodic Hann window."""
     return torch.hann_window(length, device=device, dtype=torch.float32)

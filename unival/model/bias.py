@@ -5,7 +5,7 @@ decoding step computes the row of the new token only.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,14 @@ class PositionBias(nn.Module):
         with torch.device("cpu"):
             init.copy_(self.token_bucket_of_distance, self.distance_buckets())
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move as any module, and compute the buffer when it gets memory: `to_empty` does not fill it."""
+        had_memory = not self.token_bucket_of_distance.is_meta
+        super()._apply(fn, recurse)
+        if not had_memory and not self.token_bucket_of_distance.is_meta:
+            self.reset_parameters()
+        return self
+
     def run_layer(self, layer: nn.Module, *inputs: Any) -> Tensor:
         """Run a layer; with gradient checkpointing it keeps its inputs only and is run again in the backward pass."""
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
@@ -73,7 +81,9 @@ class PositionBias(nn.Module):
         q (W k): a decoding step has one query, and does not project all keys again.
         """
         q = q_linear(query).unflatten(-1, (self.num_heads, -1)) * self.bias_scale  # B T H K
-        if query.shape[1] < q.shape[-1] and type(k_linear) is nn.Linear:  # an adapted one is more than weight and bias
+        # An adapted linear is more than weight and bias, an offloaded one has none yet.
+        is_plain = type(k_linear) is nn.Linear and not k_linear.weight.is_meta
+        if is_plain and query.shape[1] < q.shape[-1]:
             weight = k_linear.weight.unflatten(0, (self.num_heads, -1))  # H K D
             constant = (q * k_linear.bias.unflatten(0, (self.num_heads, -1))).sum(-1)  # B T H
             through = torch.einsum("bthk,hkd->bhtd", q, weight) @ key[:, None].mT  # B H T S
@@ -83,6 +93,10 @@ class PositionBias(nn.Module):
 
     def text_buckets(self, start: int, length: int) -> Tensor:
         """Return relative text buckets (length - start, length) of queries start..length-1."""
+        device = self.embed_positions.weight.device
+        if self.token_bucket_of_distance.is_meta and device.type != "meta":  # `load_state_dict(assign=True)`
+            with torch.inference_mode(False), torch.device("cpu"):
+                self.token_bucket_of_distance = self.distance_buckets().to(device)
         position = torch.arange(length, device=self.token_bucket_of_distance.device)
         distance = position[start:, None] - position
         return self.token_bucket_of_distance[distance + self.config.max_text_positions - 1]

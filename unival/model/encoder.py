@@ -26,6 +26,7 @@ MEDIA_INPUTS = {"image": "pixel_values", "video": "pixel_values_videos", "audio"
 
 
 # Arguments of other models of `transformers`, which this one cannot follow.
+IGNORED = ("tokenizer", "assistant_tokenizer")  # which `generate` hands on when it has used them
 UNSUPPORTED = ("inputs_embeds", "decoder_inputs_embeds", "output_attentions", "output_hidden_states", "task_ids")
 
 
@@ -37,7 +38,7 @@ def refuse(others: Mapping[str, Any], forward: Callable[..., Any]) -> None:
         ValueError: If it is one of `transformers` that has no meaning here.
     """
     for name, value in others.items():
-        if value is None or value is False:
+        if value is None or value is False or name in IGNORED:
             continue
         if name in UNSUPPORTED:
             raise ValueError(f"UnIVAL does not support {name}: leave it out")
@@ -154,6 +155,8 @@ class UnivalEncoder(PositionBias):
         if getattr(self.config, f"{modality}_encoder") is None:
             raise ValueError(f"this model has no {modality} encoder: add `{modality}_encoder` to its configuration")
         grid, device = self.config.image_bucket_size, media.device
+        if modality != "audio" and media.is_floating_point():  # sounds are cast behind their float32 spectrogram
+            media = media.to(self.patch_layernorm_embedding.weight.dtype)
         if modality == "image":
             features = image_features(self.embed_images, media)
             ids = positions.grid_ids(1, features.shape[2], features.shape[3], grid, device)

@@ -69,4 +69,8 @@ def _features(backbone: nn.Module, pixels: Tensor) -> Tensor:
     forward_features = getattr(backbone, "forward_features", None)
     if forward_features is not None:  # a whole timm model, with its classifier
         return forward_features(pixels)
-    return backbone(pixels)[-1]
+    features = backbone(pixels)[-1]
+    channels = cast(Any, backbone).feature_info.channels()[-1]
+    if features.shape[1] != channels == features.shape[-1]:  # Swin and its kind have channels last
+        features = features.permute(0, 3, 1, 2)
+    return features

@@ -4,10 +4,11 @@ Module and parameter names are the original's, so that released checkpoints map 
 L text tokens, P media tokens, S = P + L, T target tokens, D width, H heads, V vocabulary.
 """
 
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache, StaticCache
@@ -22,7 +23,7 @@ from unival.model.encoder import MEDIA_INPUTS, MediaTokens, UnivalEncoder, Univa
 from unival.model.layers import Attention
 from unival.model.linear import Linear
 from unival.model.norm import FrozenBatchNorm
-from unival.model.tuning import add_low_rank
+from unival.model.tuning import LowRankLinear, add_low_rank
 
 __all__ = ["MEDIA_INPUTS", "MediaTokens", "UnivalEncoderOutput", "UnivalForConditionalGeneration"]
 
@@ -45,9 +46,7 @@ class UnivalPreTrainedModel(PreTrainedModel):
         """Initialise a module: BERT style for linears and embeddings (specification 2.9), Kaiming for convolutions."""
         std = self.config.initializer_range
         if isinstance(module, nn.Linear):
-            init.normal_(module.weight, 0.0, std)
-            if module.bias is not None:
-                init.zeros_(module.bias)
+            init_linear(module, std)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, 0.0, std)
             if module.padding_idx is not None:
@@ -63,6 +62,18 @@ class UnivalPreTrainedModel(PreTrainedModel):
             init.ones_(module.c_attn)
         elif isinstance(module, FourierBasis | LogMel | FrozenBatchNorm | PositionBias):
             module.reset_parameters()
+        elif hasattr(module, "init_non_persistent_buffers"):  # of timm: tables that are computed, not stored
+            cast(Any, module).init_non_persistent_buffers()
+
+
+def init_linear(module: nn.Linear, std: float) -> None:
+    """Initialise a linear map, and a low-rank update beside it as nothing."""
+    init.normal_(module.weight, 0.0, std)
+    if module.bias is not None:
+        init.zeros_(module.bias)
+    if isinstance(module, LowRankLinear):
+        init.normal_(module.lora_A, 0.0, module.in_features**-0.5)
+        init.zeros_(module.lora_B)
 
 
 class UnivalForConditionalGeneration(UnivalPreTrainedModel, GenerationMixin):
@@ -80,6 +91,17 @@ class UnivalForConditionalGeneration(UnivalPreTrainedModel, GenerationMixin):
         if config.lora_rank:
             add_low_rank(self, config.lora_rank, config.lora_alpha)
         self.post_init()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all modules, but a batch norm whose weights are frozen stays as it is.
+
+        Otherwise an adapter would be trained on a base whose running statistics move, which no adapter file holds.
+        """
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, _BatchNorm) and module.affine and not module.weight.requires_grad:
+                module.eval()
+        return self
 
     def get_input_embeddings(self) -> nn.Embedding:
         """Return the tied embedding matrix (V, D)."""
@@ -135,6 +157,9 @@ class UnivalForConditionalGeneration(UnivalPreTrainedModel, GenerationMixin):
             others: `return_dict=False` returns a tuple; for all else see `refuse`.
         """
         refuse(others, self.forward)
+        if isinstance(encoder_outputs, tuple) and len(encoder_outputs) == 3:  # of `return_dict=False`
+            states, mask, positions = encoder_outputs
+            encoder_outputs = UnivalEncoderOutput(states, attention_mask=mask, position_embeddings=positions)
         if encoder_outputs is None:
             if input_ids is None:
                 raise ValueError("give input_ids or encoder_outputs")
@@ -146,6 +171,7 @@ class UnivalForConditionalGeneration(UnivalPreTrainedModel, GenerationMixin):
             decoder_input_ids = self.shift_right(labels)
         if decoder_input_ids is None:
             raise ValueError("give decoder_input_ids or labels")
+        check_rows(encoder_outputs, decoder_input_ids, labels)
         if use_cache and past_key_values is None and labels is None:
             past_key_values = DynamicCache()
         if past_key_values is not None:
@@ -189,6 +215,26 @@ class UnivalForConditionalGeneration(UnivalPreTrainedModel, GenerationMixin):
         """Return decoder inputs (B, T) for `labels` (B, T): `<s>` first, -100 replaced by padding."""
         start = labels.new_full((len(labels), 1), self.config.bos_token_id)
         return torch.cat([start, labels[:, :-1].masked_fill(labels[:, :-1] == -100, self.config.pad_token_id)], dim=1)
+
+    def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
+        """Return `shift_right(labels)`: the name that data collators of `transformers` look for."""
+        return self.shift_right(labels)
+
+
+def check_rows(encoded: UnivalEncoderOutput, decoder_input_ids: Tensor, labels: Tensor | None) -> None:
+    """Refuse outputs of another model's encoder, and decoder rows that belong to no encoder row.
+
+    Several consecutive decoder rows may share an encoder row, as beams do; labels have a row each.
+
+    Raises:
+        ValueError: In these cases.
+    """
+    if getattr(encoded, "position_embeddings", None) is None or encoded.last_hidden_state is None:
+        raise ValueError("encoder_outputs must be what this model's encoder returns, with its masks and positions")
+    rows, found = len(encoded.last_hidden_state), len(decoder_input_ids if labels is None else labels)
+    if rows == 0 or found % rows or (labels is not None and found != rows):
+        kind = "decoder_input_ids" if labels is None else "labels"
+        raise ValueError(f"{kind} have {found} rows for {rows} of the encoder")
 
 
 def complete_cache(cache: Cache) -> EncoderDecoderCache:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import center_crop
-from transformers import AutoProcessor, ProcessorMixin
+from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 
 from unival.batch import Batch, Example, decoder_sides, pad
 from unival.data.audio import fit_length, load_audio
@@ -181,9 +181,60 @@ class UnivalProcessor(ProcessorMixin):
         """Return ids with `<s>` and `</s>`; a space goes before each text, as in the original (specification 3.2)."""
         return [e.ids for e in self.tokenizer.backend_tokenizer.encode_batch([f" {text}" for text in texts])]
 
-    def decode(self, ids: Tensor) -> list[str]:
-        """Return the texts of generated ids (B, T), special tokens dropped, outer spaces stripped."""
-        return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+    def decode(self, ids: Any, skip_special_tokens: bool = True, **options: Any) -> Any:
+        """Return the texts of generated ids (B, T), or the text of one row (T,), outer spaces stripped.
+
+        Args:
+            ids: A tensor, an array or lists.
+            skip_special_tokens: Drop `<s>`, `</s>` and padding.
+            options: Of the tokenizer's own method.
+        """
+        found = self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens, **options)
+        return found.strip() if isinstance(found, str) else [text.strip() for text in found]
+
+    def batch_decode(self, ids: Any, **options: Any) -> list[str]:
+        """Return the texts of rows of ids; see `decode`."""
+        return [self.decode(row, **options) for row in ids]
+
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]  # fewer options, and none that is passed over
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        videos: Any = None,
+        audio: Any = None,
+        return_tensors: Literal["pt"] = "pt",
+        padding: bool | Literal["longest"] = True,
+    ) -> BatchFeature:
+        """Return the inputs of the model for prompts, each with at most one medium: what `generate` takes.
+
+        Args:
+            images, videos, audio: One medium of `image`, `video` or `audio`, or a list of them; one of the three.
+            text: One prompt or a list of them, as many as media.
+            return_tensors: Torch is what there is.
+            padding: Prompts are padded on the right to the longest.
+
+        Raises:
+            UserError: If there is nothing, more than one kind of media, or another number of prompts than of media.
+        """
+        if return_tensors != "pt" or padding not in (True, "longest"):
+            what = f"return_tensors={return_tensors!r} with padding={padding!r}"
+            raise UserError(what, fix="this processor returns torch tensors, padded to the longest prompt")
+        given = {"image": images, "video": videos, "audio": audio}
+        media = {modality: as_list(value) for modality, value in given.items() if value is not None}
+        if len(media) > 1 or (text is None and not media):
+            what = f"the processor got {' and '.join(media) or 'nothing'}"
+            raise UserError(what, fix="give a prompt (text=...) and one kind of media: images, videos or audio")
+        prompts = None if text is None else [text] if isinstance(text, str) else list(text)
+        found: dict[str, Tensor] = {}
+        if prompts is not None:
+            found["input_ids"] = pad(self.encode(prompts), self.tokenizer.pad_token_id)
+            found["attention_mask"] = found["input_ids"].ne(self.tokenizer.pad_token_id).long()
+        for modality, values in media.items():
+            if prompts is not None and len(prompts) != len(values):
+                what = f"{len(prompts)} prompts and {len(values)} media of kind {modality}"
+                raise UserError(what, fix="give as many prompts as media")
+            found[MEDIA_INPUTS[modality]] = torch.stack([getattr(self, modality)(value) for value in values])
+        return BatchFeature(found)
 
     def collate(
         self, examples: Sequence[Example], task_names: Sequence[str] = (), image_px: int | None = None
@@ -209,12 +260,18 @@ class UnivalProcessor(ProcessorMixin):
         inputs = {"input_ids": prompt, "attention_mask": prompt.ne(pad_id).long()}
         modality = modalities.pop()
         if modality != "text":
-            first = {example.media_id or example.uid: example for example in reversed(examples)}
-            row = {key: index for index, key in enumerate(first)}
-            inputs[MEDIA_INPUTS[modality]] = self.media(list(first.values()), image_px)
-            if len(row) < len(examples) or list(row) != [e.media_id or e.uid for e in examples]:
-                inputs["media_index"] = torch.tensor([row[e.media_id or e.uid] for e in examples])
+            keys = [example.media_id or example.uid for example in examples]
+            first = dict(zip(reversed(keys), reversed(examples), strict=True))
+            row = {key: index for index, key in enumerate(dict.fromkeys(keys))}
+            inputs[MEDIA_INPUTS[modality]] = self.media([first[key] for key in row], image_px)
+            if len(row) < len(examples):
+                inputs["media_index"] = torch.tensor([row[key] for key in keys])
         return Batch(inputs, target, list(examples), list(task_names), prefix, examples[0].writes_codes)
+
+
+def as_list(media: Any) -> list[Any]:
+    """Return several media as a list, and one as a list of it."""
+    return list(media) if isinstance(media, list | tuple) else [media]
 
 
 def check_media(options: Mapping[str, Any]) -> None:

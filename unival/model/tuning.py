@@ -70,9 +70,14 @@ def add_low_rank(model: nn.Module, rank: int, alpha: float) -> None:
 
 
 def all_rows(embedding: nn.Module) -> Tensor:
-    """Return every row of an embedding: its weight, or what it computes where PEFT has put something beside it."""
+    """Return every row of an embedding: its weight, or what it computes where the weight is not all.
+
+    PEFT puts something beside it; where accelerate has offloaded it, it comes when the module is called.
+    """
     weight = cast(Tensor, embedding.weight)
-    return weight if type(embedding) is nn.Embedding else embedding(torch.arange(len(weight), device=weight.device))
+    if type(embedding) is nn.Embedding and not weight.is_meta:
+        return weight
+    return embedding(torch.arange(len(weight), device=weight.device))
 
 
 class PrefixEncoder(nn.Module):

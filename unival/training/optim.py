@@ -147,7 +147,6 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
 def set_train_mode(model: nn.Module, stage: StageConfig) -> None:
     """Put the model in training mode, batch norm excepted where its statistics are to stay."""
     model.train()
-    if stage.freeze_batchnorm:
-        for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train(not stage.freeze_batchnorm)
