@@ -5,8 +5,10 @@ r"""Make small copies of videos, as the original trains on: short side 224, 3 fr
         --out data/activitynet
 
 The second form cuts the `video` of each row out of its `source` at `timestamp`, see `activitynet`. Files that exist
-already are kept, so the same command continues an interrupted run. A video that cannot be read is named and counted,
-and the others go on; the exit code is then 1. `--processes` of them are made at a time, each killed after `--seconds`.
+already are kept, so the same command continues an interrupted run. Copies are upright: rotated and mirrored videos are
+turned. A video that cannot be read is named and counted, and the others go on; the exit code is then 1. `--processes`
+of them are made at a time, each killed after `--seconds`. Two videos of a folder whose names differ only in what
+follows the last dot would become one copy, and are refused before anything is written.
 """
 
 import argparse
@@ -24,9 +26,10 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from preprocessing.official import read_json_lines
+from unival.data.archive import EXTENSIONS
 from unival.errors import UserError, run_cli
 
-EXTENSIONS = {".mp4", ".avi", ".mkv", ".webm", ".mov"}
+SUFFIXES = {f".{extension}" for extension, kind in EXTENSIONS.items() if kind == "video"} | {".gif"}
 
 
 class Job(NamedTuple):
@@ -60,12 +63,14 @@ def compress(job: Job, settings: Settings) -> None:
     try:
         with av.open(str(job.source)) as source, av.open(str(temporary), "w", format="mp4") as target:
             stream = None
+            if not source.streams.video:
+                raise ValueError("the file has no picture track")
             for frame in _at_rate(source, job, settings.fps):
-                width, height = _scaled(frame.width, frame.height, settings.short_side)
+                small = _small(frame, settings.short_side)
                 if stream is None:
                     stream = target.add_stream("libx264", rate=settings.fps, options={"crf": "23", "threads": "1"})
-                    stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-                small = frame.reformat(stream.width, stream.height, "yuv420p", interpolation="BICUBIC")
+                    stream.width, stream.height, stream.pix_fmt = small.width, small.height, "yuv420p"
+                small = small.reformat(stream.width, stream.height, "yuv420p", interpolation="BICUBIC")
                 small.pts, small.time_base = count, Fraction(1, settings.fps)
                 target.mux(stream.encode(small))
                 count += 1
@@ -105,6 +110,19 @@ def _due(job: Job, wanted: int, fps: int, until: float) -> range:
     return range(wanted, max(wanted, math.ceil((end - job.start) * fps - 1e-6)))
 
 
+def _small(frame: Any, short_side: int) -> Any:
+    """Return the frame in its new size and upright; only one that is turned goes through RGB."""
+    from av import VideoFrame
+
+    from unival.data.video import upright
+
+    width, height = _scaled(frame.width, frame.height, short_side)
+    if frame.side_data.get("DISPLAYMATRIX") is None:
+        return frame.reformat(width, height, "yuv420p", interpolation="BICUBIC")
+    pixels = frame.reformat(width, height, "rgb24", interpolation="BICUBIC").to_ndarray()
+    return VideoFrame.from_ndarray(upright(pixels, frame), format="rgb24")
+
+
 def _scaled(width: int, height: int, short_side: int) -> tuple[int, int]:
     """Return even sides with the aspect ratio kept; a small video is not enlarged."""
     scale = min(1.0, short_side / min(width, height))
@@ -112,9 +130,20 @@ def _scaled(width: int, height: int, short_side: int) -> tuple[int, int]:
 
 
 def jobs_of_folder(root: Path, out: Path) -> list[Job]:
-    """List the videos under a folder; copies are MP4 of the same relative name."""
-    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
-    return [Job(path, (out / path.relative_to(root)).with_suffix(".mp4")) for path in files]
+    """List the videos under a folder; copies are MP4 of the same relative name.
+
+    Raises:
+        UserError: Two videos would have the same copy.
+    """
+    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    found: dict[Path, Job] = {}
+    for path in files:
+        job = Job(path, (out / path.relative_to(root)).with_suffix(".mp4"))
+        if job.target in found:
+            what = f"{found[job.target].source.name} and {path.name} would both become {job.target.name}"
+            raise UserError(what, where=str(path.parent), fix="rename one of them")
+        found[job.target] = job
+    return list(found.values())
 
 
 def jobs_of_segments(root: Path, out: Path, manifest: Path) -> list[Job]:
@@ -161,9 +190,11 @@ def run_all(jobs: Sequence[Job], settings: Settings, processes: int, seconds: fl
 
 
 def _quietly(job: Job, settings: Settings) -> None:
+    from av.error import FFmpegError
+
     try:
         compress(job, settings)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, FFmpegError) as error:
         sys.exit(f"{job.source}: {error}")
 
 
@@ -185,7 +216,7 @@ def main(argv: Sequence[str]) -> None:
         jobs_of_segments(args.root, args.out, args.segments) if args.segments else jobs_of_folder(args.root, args.out)
     )
     if not jobs:
-        raise UserError(f"no video in {args.root}", fix=f"known are {', '.join(sorted(EXTENSIONS))}")
+        raise UserError(f"no video in {args.root}", fix=f"known are {', '.join(sorted(SUFFIXES))}")
     failed = run_all(jobs, Settings(args.short_side, args.fps), args.processes, args.seconds)
     for source, why in failed.items():
         print(f"{source}: {why}", file=sys.stderr)

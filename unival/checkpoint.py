@@ -89,6 +89,7 @@ def load_model(path: str | Path) -> tuple[UnivalForConditionalGeneration, Unival
             listed = ", ".join(names[:10])
             fix = f"config.json describes another model than the weights: {COPY_AGAIN}"
             raise UserError(f"{len(names)} {kind.replace('_', ' ')}: {listed}", where=str(folder), fix=fix)
+    processor.max_tokens = model.config.max_text_positions
     return model.eval(), processor
 
 

@@ -1,6 +1,7 @@
 """The one error that a person's wrong input raises, and the boundary at which the command line reports it."""
 
 import errno
+import io
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
@@ -69,6 +70,8 @@ def run_cli(app: Callable[..., object], argv: Sequence[str] | None = None) -> No
         app: Called as `app(args=[...])`, as a `typer.Typer` is.
         argv: The arguments after the program's name; `sys.argv[1:]` by default.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a result that the terminal cannot show is escaped, not lost
+        sys.stdout.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
     is_debug = "--debug" in options

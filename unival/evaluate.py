@@ -6,7 +6,6 @@ can be killed and continued, with any number of processes (`docs/tasks.md`).
 
 import contextlib
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,12 @@ from unival.checkpoint import load_model
 from unival.data.source import Source, open_source, row_name
 from unival.errors import UserError, did_you_mean
 from unival.evaluation.answering import closed_set, code_options, fixed_draws, generate, hypotheses, search_options
+from unival.evaluation.checks import check_suite
 from unival.evaluation.loading import Ready, load
 from unival.evaluation.predictions import MemoryStore, PredictionStore, Row, text_fields
 from unival.evaluation.provenance import PROCESSOR_FIELDS, files_of, settings, split_hash, text_hash, weights_hash
 from unival.evaluation.result import Evaluation
-from unival.evaluation.submission import check_kind, write_submission
+from unival.evaluation.submission import write_submission
 from unival.log import console, track
 from unival.model.modeling import UnivalForConditionalGeneration
 from unival.model.processing import UnivalProcessor
@@ -93,22 +93,6 @@ def evaluate(
         return Evaluation(records, predictions, scores, {}, bad)
     scores |= task.score(predictions, records)
     return Evaluation(records, predictions, scores, task.corpus(predictions, records), bad)
-
-
-def metric_names(config: EvaluationConfig) -> list[str]:
-    """Return the metrics of an evaluation, by its first row alone; none of rows without labels.
-
-    Raises:
-        UserError: If the rows cannot be opened, or the first one lacks a column.
-    """
-    task = get_task(config.task, config.task_args)
-    source = open_source(config.source, config.task, task.modality)
-    names = [] if config.rerank is None else ["reward"]
-    records = [source[0]] if len(source) else []
-    if not any(map(task.is_labelled, records)):
-        return names
-    predictions = [task.parse("", record) for record in records]
-    return [*names, *task.score(predictions, records), *task.corpus(predictions, records)]
 
 
 def predict_rows(
@@ -214,14 +198,10 @@ def evaluate_all(
         checkpoint: Where the model comes from, for the record.
     """
     out_dir, world = Path(out_dir), world or World()
-    twice = [name for name, number in Counter(config.name for config in configs).items() if number > 1]
-    if twice:
-        raise UserError(f"two evaluations are called {twice[0]!r}", fix="give each its own name")
-    for config in configs:
-        if config.submission is not None:
-            check_kind(config.submission)
+    check_suite(configs)
     weights = weights_hash(model)
     report, metrics, stores = {}, {}, []
+    problems: list[UserError] = []
     for config in configs:
         known = known_settings(model, processor, config, weights)
         # Not the threads: an evaluation goes on with any number of them, as it does with any number of processes.
@@ -244,14 +224,19 @@ def evaluate_all(
             write_predictions(out_dir / f"predictions-{config.name}.jsonl", result)
             if not result.scores:  # right for a test split, a misnamed column for one's own rows
                 console.print(f"{config.name}: no row has labels, columns {', '.join(result.records[0])}", markup=False)
-            if config.submission is not None:
-                write_submission_file(out_dir, config, result)
+            try:
+                if config.submission is not None:
+                    write_submission_file(out_dir, config, result)
+            except UserError as error:  # two rows with one identity: what was predicted and scored is kept
+                problems.append(error)
         store.wait()  # everybody has read the rows
     if world.is_main:
         for store in stores:
             store.discard()
         write_json(out_dir / "metrics.json", metrics, indent=1)
         write_json(out_dir / "evaluation.json", report, indent=1)
+    for problem in problems:
+        raise problem
     return report
 
 

@@ -41,8 +41,8 @@ class SourceConfig(Section):
     split: str | None = None
     """Split of the Hugging Face data set."""
     columns: str | list[str] | dict[str, int | str] | None = None
-    """Which column holds which field: of a TSV file a layout's name, field names in order or column numbers; of the
-    others the columns' names by field."""
+    """Which column holds which field: of a TSV file a layout's name, field names in order or column numbers; of
+    archives and Hugging Face data sets the columns' names by field. A manifest has its fields by name."""
     media_root: str | None = None
     """Folder of relative media paths, by default that of the manifest or TSV file."""
     limit: int | None = Field(default=None, gt=0)
@@ -57,6 +57,16 @@ class SourceConfig(Section):
             raise ValueError(f"{what}; it has {' and '.join(given) or 'none'}")
         if self.tsv is not None and self.columns is None:
             raise ValueError("`tsv` needs `columns`, such as `caption` for a caption file of the original")
+        for name, takers in (
+            ("columns", ("tsv", "webdataset", "huggingface")),
+            ("split", ("huggingface",)),
+            ("media_root", ("manifest", "tsv")),
+            ("styles", ("world",)),
+            ("content", ("world",)),
+            ("options", ("world",)),
+        ):
+            if getattr(self, name) and not any(getattr(self, kind) is not None for kind in takers):
+                raise ValueError(f"`{name}` would not be used: it belongs to {' or '.join(takers)}, not {given[0]}")
         return self
 
 

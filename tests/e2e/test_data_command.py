@@ -1,6 +1,7 @@
 """`unival data`: what a person sees and gets."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,50 @@ def test_a_folder_becomes_a_manifest_and_its_bad_file_is_named(folder: Path) -> 
     again = run("check", folder / "manifest.jsonl", "--limit", 3, "--workers", 0)
     assert again.exit_code == 0
     assert "3 rows (2 image, 1 audio), 3 good" in again.stdout
+
+
+def test_what_is_no_medium_is_counted_and_named(folder: Path) -> None:
+    picture = Image.new("RGB", (8, 8), "red")
+    for name in ("e.jp2", "f.jfif", "g.pgm", "h.ico"):
+        picture.convert("L" if name == "g.pgm" else "RGB").save(folder / name, "JPEG" if name == "f.jfif" else None)
+    for name in ("i.heic", "j.md", "alone.txt", ".hidden"):
+        (folder / name).write_text("x")
+    elsewhere = folder.parent / f"{folder.name}-elsewhere"
+    elsewhere.mkdir()
+    picture.save(elsewhere / "k.png")
+    (folder / "linked").symlink_to(elsewhere)
+    (folder / "sub/loop").symlink_to(folder)
+    (folder / "broken.png").symlink_to(folder / "nothing.png")
+    (folder / "self.png").symlink_to(folder / "self.png")
+    left_out = ["alone.txt", "broken.png", "i.heic", "j.md", "linked/", "self.png", "sub/loop/"]
+    for force in ([], ["--force"]):  # the manifest itself is not named the second time
+        report = json.loads(run("make", folder, "--from", "folder", "--json", *force).stdout)
+        assert (report["rows"], report["left_out"]) == (8, left_out)
+    text = run("make", folder, "--from", "folder", "--force").stdout
+    assert text.split("\n")[1] == (
+        "7 left out, no known media or linked folders: alone.txt, broken.png, i.heic, j.md, linked/, ..."
+    )
+    rows = ManifestRows(folder / "manifest.jsonl")
+    media = [Path(str(row["image"])).name for row in map(rows.__getitem__, range(len(rows))) if "image" in row]
+    assert media == ["a.png", "e.jp2", "f.jfif", "g.pgm", "h.ico", "b.jpg", "c.png"]
+
+
+def test_texts_beside_media_lose_their_byte_order_mark(folder: Path) -> None:
+    (folder / "a.txt").write_text("a red square\n", encoding="utf-8-sig")
+    (folder / "sub/b.json").write_text('{"question": "which colour?"}', encoding="utf-8-sig")
+    run("make", folder, "--from", "folder")
+    rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert (rows[0]["captions"], rows[2]["question"]) == (["a red square"], "which colour?")
+
+
+def write_beside(folder: Path, text: str) -> Path:
+    (folder / "a.json").write_text(text)
+    return folder
+
+
+def name_in_latin_1(folder: Path) -> Path:
+    (folder / "a.png").rename(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.png"))
+    return folder
 
 
 def test_a_sheet_that_cannot_be_written_keeps_the_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -169,6 +214,18 @@ MISTAKES: dict[str, tuple[Callable[[Path], list[Any]], str]] = {
     "bytes": (lambda f: ["make", write(f, b"image\n\xff\xfe\n"), "--from", "csv"], "not UTF-8"),
     "empty": (lambda f: ["make", write(f, "image\n"), "--from", "csv"], "no rows were found"),
     "unknown kind": (lambda f: ["make", write(f, "file\na.xyz\n"), "--from", "csv"], r"neither picture.*csv:2"),
+    "not a number": (
+        lambda f: ["make", write_beside(f, '{"score": NaN}'), "--from", "folder", "--force"],
+        r"NaN is no JSON number.*a\.png",
+    ),
+    "half a character": (
+        lambda f: ["make", write_beside(f, '{"caption": "x \\ud83d"}'), "--from", "folder", "--force"],
+        r"caption must be valid Unicode.*a\.png",
+    ),
+    "odd name": (
+        lambda f: ["make", name_in_latin_1(f), "--from", "folder", "--force"],
+        r"name of the file is not valid Unicode.*caf\\udce9\.png.*rename",
+    ),
     "no layout": (lambda f: ["check", f / "a.tsv"], "a table needs --columns"),
     "no manifest": (lambda f: ["check", f / "a.jsonl"], "no such manifest"),
     "folder as csv": (lambda f: ["make", f, "--from", "csv"], r"a folder, not a CSV file.*--from folder"),

@@ -1,6 +1,7 @@
 """Laws of reading data: buckets, shares of processes, same rows however they are prepared."""
 
 import base64
+import copy
 import io
 import json
 from itertools import chain
@@ -145,3 +146,45 @@ def test_a_malformed_row_ends_the_run_at_once(tmp_path: Path) -> None:
     config = StageConfig.model_validate({"name": "s", "steps": 1, "groups": [{"rows": 1, "tasks": [entry]}]})
     with pytest.raises(UserError, match=r"captions must be a list.*rows\.jsonl:1"):
         list(iterate(config, tiny.processor(), 1, 0, 1))
+
+
+def manifest_stage(path: Path, lines: list[dict[str, object]], **changes: object) -> StageConfig:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    entry = {"task": "vqa", "task_args": {"modality": "text"}, "source": {"manifest": str(path)}}
+    return StageConfig.model_validate({"name": "s", "steps": 2, "groups": [{"rows": 4, "tasks": [entry]}], **changes})
+
+
+def test_rows_without_a_label_are_named_and_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "rows.jsonl"
+    lines: list[dict[str, object]] = [{"uid": f"u{i}", "question": "what?", "answers": ["a cat"]} for i in range(8)]
+    lines[5] = {"uid": "u5", "question": "what?", "answer": "a dog"}  # not the name of the column
+    found = uids(list(iterate(manifest_stage(path, lines), tiny.processor(), 1, 0, 0)))
+    assert sorted({uid for batch in found for uid in batch}) == sorted(f"u{i}" for i in range(8) if i != 5)
+    assert f"no label for task 'vqa' in the columns uid, question, answer [{path}:6]" in capsys.readouterr().err
+    unlabelled = manifest_stage(path, [{"uid": str(i), "question": "what?"} for i in range(30)])
+    with pytest.raises(UserError, match=r"20 rows in succession cannot be used: no label for task 'vqa'.*rows\.jsonl:"):
+        list(iterate(unlabelled, tiny.processor(), 1, 0, 0))
+    drawn = {"objective": {"name": "grpo", "args": {"rewards": {"brevity": 1.0}}}}
+    rewarded = manifest_stage(path, [{"uid": str(i), "question": "what?"} for i in range(30)], **drawn)
+    assert len(list(iterate(rewarded, tiny.processor(), 1, 0, 0))) == 2  # answers are drawn, none is learned
+
+
+def test_a_text_without_positions_is_a_bad_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "rows.jsonl"
+    lines: list[dict[str, object]] = [{"uid": f"u{i}", "question": "what?", "answers": ["a cat"]} for i in range(8)]
+    lines[2]["question"] = "猫" * 60  # without a space: one word
+    lines[6]["answers"] = ["猫" * 60]
+    processor = copy.copy(tiny.processor())
+    processor.max_tokens = 40
+    found = uids(list(iterate(manifest_stage(path, lines), processor, 1, 0, 0)))
+    assert sorted({uid for batch in found for uid in batch}) == sorted(f"u{i}" for i in range(8) if i not in (2, 6))
+    messages = capsys.readouterr().err
+    assert f"tokens, the model reads 40 [{path}:3]" in messages
+    assert f"tokens, the model reads 40 [{path}:7]" in messages
+
+
+def test_an_error_about_a_record_names_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    config = manifest_stage(path, [{"uid": "7", "answers": ["a cat"]}])
+    with pytest.raises(UserError, match=r"the record has no column 'question' \[.*rows\.jsonl:1\]"):
+        list(iterate(config, tiny.processor(), 1, 0, 0))

@@ -3,6 +3,7 @@
 import io
 import random
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -29,8 +30,10 @@ def encoded(samples: np.ndarray, file_format: str = "WAV", rate: int = RATE, sub
     return buffer.getvalue()
 
 
-def in_container(path: Path, samples: np.ndarray, codec: str = "aac", rate: int = RATE) -> Path:
-    with av.open(str(path), "w") as container:
+def in_container(
+    path: Path, samples: np.ndarray, codec: str = "aac", rate: int = RATE, options: dict[str, str] | None = None
+) -> Path:
+    with av.open(str(path), "w", options=options or {}) as container:
         stream = container.add_stream(codec, rate=rate, layout="mono")
         for start in range(0, len(samples), 960):
             block = samples[None, start : start + 960]
@@ -191,6 +194,29 @@ def test_a_cut_file_says_how_much_is_left(file_format: str, share: float, tmp_pa
     (tmp_path / "a.snd").write_bytes(data[: int(len(data) * share)])
     with pytest.raises(UserError, match=r"(cut off|damaged).* of \d[\d,]* (bytes|samples).*a.snd"):
         load_audio(tmp_path / "a.snd", RATE)
+
+
+def with_tags(mp3: bytes) -> bytes:
+    """Put an ID3v2 tag of 300 bytes in front, as files of music have."""
+    return b"ID3\x04\0\0\0\0\x02\x2c" + bytes(300) + mp3
+
+
+@pytest.mark.parametrize("wrap", [bytes, with_tags])
+def test_an_mp3_that_counts_its_frames_may_not_be_short(wrap: Callable[[bytes], bytes]) -> None:
+    data = wrap(encoded(tone(3), "MP3"))
+    assert len(load_audio(data, RATE)) == 3 * RATE
+    with pytest.raises(UserError, match=r"cut off or damaged: only [12]\d,\d{3} of 48,000 samples"):
+        load_audio(data[: len(data) // 2], RATE)
+
+
+def test_an_mp3_that_counts_nothing_is_as_long_as_it_is(tmp_path: Path) -> None:
+    data = in_container(tmp_path / "a.mp3", tone(3), "libmp3lame", options={"write_xing": "0"}).read_bytes()
+    assert 22_000 < len(load_audio(data[: len(data) // 2], RATE)) < 26_000
+
+
+def test_a_cut_ogg_file_is_no_unknown_format() -> None:
+    with pytest.raises(UserError, match="the sound is cut off or damaged"):
+        load_audio(encoded(tone(), "OGG")[:500], RATE)
 
 
 def test_a_cut_container_is_an_error(tmp_path: Path) -> None:

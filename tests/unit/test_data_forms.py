@@ -20,8 +20,8 @@ from PIL import Image
 
 from unival.data import lines as lines_module
 from unival.data import media as media_module
-from unival.data.archive import ArchiveRows, expand
-from unival.data.image import load_image
+from unival.data.archive import EXTENSIONS, ArchiveRows, expand
+from unival.data.image import FORMATS, load_image
 from unival.data.lines import MAX_LINE_BYTES, Lines
 from unival.data.manifest import ManifestRows
 from unival.data.media import decode_base64
@@ -194,6 +194,45 @@ def test_members_of_archives_become_fields(tmp_path: Path) -> None:
     assert row["image"].read() == b"picture"
 
 
+def test_members_named_as_any_picture_are_media_and_byte_order_marks_are_no_text(tmp_path: Path) -> None:
+    names = ("a.jp2", "b.jfif", "c.PGM", "d.ico", "e.ogv", "f.aiff")
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name in names:
+            add(archive, name, name.encode())
+            add(archive, f"{name[0]}.txt", "ein Bär".encode("utf-8-sig"))
+            add(archive, f"{name[0]}.json", '{"question": "was?"}'.encode("utf-8-sig"))
+    rows = ArchiveRows(str(tmp_path / "a.tar"))
+    found = [
+        (kind, rows[i][kind].read().decode())
+        for i in range(6)
+        for kind in ("image", "video", "audio")
+        if kind in rows[i]
+    ]
+    assert found == list(zip(["image"] * 4 + ["video", "audio"], names, strict=True))
+    assert all((rows[i]["captions"], rows[i]["question"]) == (["ein Bär"], "was?") for i in range(6))
+
+
+def test_the_known_names_are_those_that_pillow_has_for_its_formats() -> None:
+    Image.init()
+    pillow = {name for name, kind in Image.registered_extensions().items() if kind in FORMATS}
+    assert {f".{name}" for name, kind in EXTENSIONS.items() if kind == "image"} == pillow
+
+
+def test_an_archive_with_odd_text_names_its_sample(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as archive:
+        add(archive, "caf\xe9.jpg", b"picture")
+        add(archive, "caf\xe9.json", b'{"caption": "x \\ud83d"}')
+        add(archive, "d.jpg", b"picture")
+    rows = ArchiveRows(str(tmp_path / "a.tar"))
+    with pytest.raises(UserError, match=r"caption must be valid Unicode.*a\.tar, sample caf\\udce9"):
+        rows[0]
+    assert rows[1]["uid"] == "d"
+    with tarfile.open(tmp_path / "b.tar", "w") as archive:
+        add(archive, "c.json", b'{"score": NaN}')
+    with pytest.raises(UserError, match=r"NaN is no JSON number.*b\.tar, member c\.json"):
+        ArchiveRows(str(tmp_path / "b.tar"))
+
+
 def test_a_cut_archive_is_refused(tmp_path: Path, cache: Path) -> None:
     write_shards(tmp_path)
     whole = (tmp_path / "shard-00.tar").read_bytes()
@@ -328,6 +367,12 @@ def test_layouts_read_the_original_files(tmp_path: Path) -> None:
         ({"image": {"file": "a.tar"}}, "not a range of a file"),
         ({"image": {"file": "a.tar", "offset": -1, "bytes": 4}}, "not a range of a file"),
         ({"width": 0}, "width must be a positive number"),
+        ({"captions": ["x \ud83d"]}, "captions must be valid Unicode"),
+        ({"notes": {"x\ude00": 1}}, "notes must be valid Unicode"),
+        ({"uid": 10**400}, "uid must be text or a number"),
+        ({"box": [0, 0, 1, 10**400]}, "box must be four numbers"),
+        ({"width": 10**400}, "width must be a positive number"),
+        ({"image": {"file": "a.tar", "offset": 10**400, "bytes": 4}}, "not a range of a file"),
         ('{"width": NaN}', "NaN is no JSON number"),
         ("[" * 5000, "not a JSON line"),
     ],

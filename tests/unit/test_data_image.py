@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unival.data.image import load_image, load_pixels
+from unival.data.image import image_size, load_image, load_pixels
 from unival.errors import UserError
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -73,6 +73,15 @@ def test_exif_orientation_is_applied(orientation: int, corner: str) -> None:
     assert is_close(image.getpixel((x, y)), RED)
 
 
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_the_size_of_the_header_is_that_of_the_upright_picture(file_format: str) -> None:
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[274] = orientation
+        content = encoded(halves(32, 16), file_format, exif=exif)
+        assert image_size(content) == load_image(content).size == ((32, 16) if orientation <= 4 else (16, 32))
+
+
 def test_a_broken_exif_block_is_ignored() -> None:
     data = encoded(halves(32, 16), "JPEG", exif=b"Exif\0\0" + b"MM\0*\0\0\0\x08\xff\xff\x01\x12")
     assert load_image(data).size == (32, 16)
@@ -88,6 +97,35 @@ def test_16_bit_grey_is_scaled_not_clipped(file_format: str) -> None:
     values = np.array([[0, 257, 128 * 257, 65535]], np.uint16)
     image = load_image(encoded(Image.fromarray(values), file_format))
     assert np.asarray(image)[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def pgm_of_16_bits(values: np.ndarray) -> bytes:
+    return b"P5 %d %d 65535\n" % values.shape[::-1] + values.astype(">u2").tobytes()
+
+
+def tiff_of_12_bits(values: list[int]) -> bytes:
+    """Write one row of an even number of pixels."""
+    bits = "".join(f"{value:012b}" for value in values)
+    pixels = int(bits, 2).to_bytes(len(bits) // 8, "big")
+    tags = {256: len(values), 257: 1, 258: 12, 259: 1, 262: 1, 273: 8 + 2 + 12 * 8 + 4, 278: 1, 279: len(pixels)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + pixels
+
+
+def test_deep_grey_has_one_scale_in_dark_and_bright_pictures() -> None:
+    """A picture whose brightest value is 255 of 65,535 is black, not white."""
+    values = np.array([[0, 200, 255]], np.uint16)
+    dark = [
+        encoded(Image.fromarray(values), "PNG"),
+        encoded(Image.fromarray(values), "TIFF"),
+        encoded(Image.fromarray(values.astype(np.int32)), "TIFF"),
+        encoded(Image.fromarray(values), "JPEG2000"),
+        pgm_of_16_bits(values),
+    ]
+    for content in dark:
+        assert np.asarray(load_image(content))[0, :, 0].tolist() == [0, 1, 1]
+    assert np.asarray(load_image(pgm_of_16_bits(values * 256)))[0, :, 0].tolist() == [0, 199, 254]
+    assert np.asarray(load_image(tiff_of_12_bits([0, 255, 2048, 4095])))[0, :, 0].tolist() == [0, 16, 128, 255]
 
 
 def test_float_tiff_between_0_and_1_is_scaled() -> None:

@@ -27,6 +27,8 @@ def clip(
     size: tuple[int, int] = (48, 32),
     times: list[int] | None = None,
     rotation: int | None = None,
+    hflip: bool = False,
+    vflip: bool = False,
     options: dict[str, str] | None = None,
     container_options: dict[str, str] | None = None,
 ) -> Path:
@@ -36,7 +38,7 @@ def clip(
         stream = container.add_stream(codec, rate=10, options=options or {})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         if rotation is not None:
-            stream.set_display_rotation(rotation)
+            stream.set_display_rotation(rotation, hflip, vflip)
         for i in range(num_frames):
             pixels = np.full((height, width, 3), i % PERIOD * STEP, np.uint8)
             pixels[:8, :8] = 255
@@ -131,6 +133,29 @@ def test_rotation_is_undone(rotation: int, corner: tuple[int, int], tmp_path: Pa
     assert frames.shape == ((1, 48, 32, 3) if abs(rotation) == 90 else (1, 32, 48, 3))
     row, column = corner
     assert frames[0, row, column].min() > 200
+
+
+# A white square at the upper left, and where ffmpeg shows it: row and column.
+@pytest.mark.parametrize(
+    ("rotation", "hflip", "vflip", "corner"),
+    [
+        (0, True, False, (3, -4)),
+        (0, False, True, (-4, 3)),
+        (90, True, False, (-4, -4)),
+        (90, False, True, (3, 3)),
+        (180, True, False, (-4, 3)),
+    ],
+)
+@pytest.mark.parametrize("decoder", ["av", "decord"])
+def test_mirroring_is_undone(
+    rotation: int, hflip: bool, vflip: bool, corner: tuple[int, int], decoder: video.Decoder, tmp_path: Path
+) -> None:
+    pytest.importorskip(decoder)
+    path = clip(tmp_path / "a.mp4", rotation=rotation, hflip=hflip, vflip=vflip)
+    frames = load_video(path, 2, decoder=decoder)
+    assert frames.shape == ((2, 48, 32, 3) if rotation == 90 else (2, 32, 48, 3))
+    corners = {(row, column): frames[0, row, column].min() > 200 for row in (3, -4) for column in (3, -4)}
+    assert [place for place, is_white in corners.items() if is_white] == [corner]
 
 
 def test_odd_sizes_and_single_frames(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """UserError and the command-line boundary."""
 
 import copy
+import io
+import sys
 
 import pytest
 import typer
@@ -109,6 +111,17 @@ def test_another_exception_is_a_defect_and_is_not_hidden() -> None:
 def test_cli_success_exits_0_and_debug_is_not_passed_on(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(make_app(None), ["--debug", "--name", "you"]) == 0
     assert capsys.readouterr().out == "hello you\n"
+
+
+def test_a_result_that_the_terminal_cannot_show_is_escaped_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = typer.Typer()
+    app.command()(lambda: print("hello 猫.png"))
+    for encoding, shown in (("ascii", rb"hello \u732b.png"), ("utf-8", "hello 猫.png".encode())):
+        written = io.BytesIO()
+        monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding))
+        assert exit_code(app, []) == 0
+        sys.stdout.flush()
+        assert written.getvalue() == shown + b"\n"
 
 
 def test_an_unknown_option_exits_2(capsys: pytest.CaptureFixture[str]) -> None:

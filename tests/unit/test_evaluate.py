@@ -381,6 +381,24 @@ def test_an_unknown_submission_is_refused_before_anything_is_predicted(manifest:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_submission_that_its_first_row_forbids_is_refused_before_anything_is_predicted(
+    manifest: Path, tmp_path: Path
+) -> None:
+    configs = suite(manifest, {"name": "one"}, {"name": "two", "submission": "activitynet"})
+    with pytest.raises(UserError, match=r"submission activitynet: the row has no timestamp \[.*rows\.jsonl:1\]"):
+        evaluate_all(tiny.model(), tiny.processor(), configs, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_submission_that_fails_at_its_end_leaves_the_scores_of_all(manifest: Path, tmp_path: Path) -> None:
+    configs = suite(manifest, {"name": "one", "task": "grounding", "submission": "vqa"}, {"name": "two"})  # no answers
+    with pytest.raises(UserError, match="the prediction must be text"):
+        evaluate_all(tiny.model(), tiny.processor(), configs, tmp_path / "out")
+    report = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert list(report) == ["one", "two"]
+    assert not (tmp_path / "out" / "submission-one.json").exists()
+
+
 def test_a_suite_killed_in_its_second_evaluation_keeps_the_first(
     manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

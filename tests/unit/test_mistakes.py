@@ -58,6 +58,14 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
         },
         ["stages.0.validation.monitor", "no metric 'cider_d'", "its first row has no label"],
     ),
+    "columns of a manifest": (
+        {f"{TASK}.source": {"manifest": "rows.jsonl", "columns": {"caption": "text"}}},
+        [f"{TASK}.source", "`columns` would not be used", "tsv or webdataset or huggingface, not manifest: rows.jsonl"],
+    ),
+    "styles of a manifest": (
+        {f"{TASK}.source": {"manifest": "rows.jsonl", "styles": ["noto"]}},
+        ["`styles` would not be used", "it belongs to world"],
+    ),
     # impossible values
     "no rows": ({f"{GROUP}.rows": 0}, [f"{GROUP}.rows", "greater than 0", "got 0"]),
     "negative rate": ({"stages.0.optim.lr": -1e-4}, ["stages.0.optim.lr", "greater than 0", "-0.0001"]),

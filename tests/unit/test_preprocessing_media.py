@@ -14,6 +14,7 @@ import pytest
 from preprocessing import activitynet, audiocaps, clotho, compress_videos, msrvtt, msvd_qa, webvid
 from preprocessing.official import Row, write_manifests
 from unival.data.manifest import ManifestRows
+from unival.data.video import load_video
 from unival.errors import UserError
 
 
@@ -194,6 +195,65 @@ def test_an_unreadable_video_leaves_nothing(tmp_path: Path) -> None:
     job = compress_videos.Job(tmp_path / "in/bad.mp4", tmp_path / "out/bad.mp4")
     with pytest.raises((OSError, ValueError), match=r"bad\.mp4"):
         compress_videos.compress(job, compress_videos.Settings())
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+# A white square at the upper left of what is stored, and where a player shows it: row and column.
+@pytest.mark.parametrize(
+    ("rotation", "hflip", "corner"),
+    [(90, False, (-4, 3)), (-90, False, (3, -4)), (180, False, (-4, -4)), (0, True, (3, -4)), (90, True, (-4, -4))],
+)
+def test_a_copy_is_upright(rotation: int, hflip: bool, corner: tuple[int, int], tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.mov"), "w") as container:
+        stream = container.add_stream("libx264", rate=3, options={"crf": "1"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.set_display_rotation(rotation, hflip=hflip)
+        picture = np.zeros((48, 64, 3), np.uint8)
+        picture[:16, :16] = 255
+        for _ in range(2):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    job = compress_videos.Job(tmp_path / "a.mov", tmp_path / "a.mp4")
+    compress_videos.compress(job, compress_videos.Settings(short_side=24, fps=3))
+    frames = load_video(job.target, 2)
+    assert frames.shape == ((2, 32, 24, 3) if abs(rotation) == 90 else (2, 24, 32, 3))
+    with av.open(str(job.target)) as container:
+        stored = next(container.decode(video=0)).to_ndarray(format="rgb24")
+    for pixels in (frames[1], stored):  # the copy needs nobody to turn it
+        bright = [(row, column) for row in (3, -4) for column in (3, -4) if pixels[row, column].min() > 200]
+        assert bright == [corner]
+
+
+def test_videos_that_would_become_one_copy_are_refused(tmp_path: Path) -> None:
+    for name in ("in/a.mp4", "in/a.avi", "in/sub/a.mp4"):
+        write(tmp_path, name, "x")
+    with pytest.raises(UserError, match=r"a\.avi and a\.mp4 would both become a\.mp4 .*in\] \(rename"):
+        compress_videos.main([str(tmp_path / "in"), "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_all_that_the_loader_reads_is_found(tmp_path: Path) -> None:
+    for name in ("a.gif", "b.ogv", "c.3gp", "d.MPG", "e.txt", "f.png"):
+        write(tmp_path, name, "x")
+    jobs = compress_videos.jobs_of_folder(tmp_path, tmp_path / "out")
+    assert [(job.source.name, job.target.name) for job in jobs] == [
+        ("a.gif", "a.mp4"),
+        ("b.ogv", "b.mp4"),
+        ("c.3gp", "c.mp4"),
+        ("d.MPG", "d.mp4"),
+    ]
+
+
+def test_a_sound_without_pictures_is_one_line(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=16000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 16000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    job = compress_videos.Job(tmp_path / "a.mp4", tmp_path / "out/a.mp4")
+    with pytest.raises(SystemExit, match=r"a\.mp4: the file has no picture track"):
+        compress_videos._quietly(job, compress_videos.Settings())  # what its process does
     assert list((tmp_path / "out").iterdir()) == []
 
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from tests import tiny
 from unival.errors import UserError
-from unival.evaluate import metric_names
+from unival.evaluation.checks import metric_names
 from unival.schema import ValidationConfig
 from unival.training.distributed import World
 from unival.training.ema import untied

@@ -15,18 +15,24 @@ from pathlib import Path
 from typing import Any
 
 from unival.atomic import replacing
-from unival.data.fields import MEDIA_COLUMNS, check_row, resolve_media
+from unival.data.fields import MEDIA_COLUMNS, check_row, refuse_constant, resolve_media
 from unival.data.lines import Lines, index_folder
 from unival.errors import UserError, did_you_mean
 
+# What `load_image`, `load_video` and `load_audio` read, by the usual names of the files.
 EXTENSIONS = {
-    **dict.fromkeys(("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "ppm"), "image"),
-    **dict.fromkeys(("mp4", "mov", "webm", "mkv", "avi", "m4v"), "video"),
-    **dict.fromkeys(("wav", "flac", "ogg", "mp3", "m4a", "aac", "opus"), "audio"),
+    **dict.fromkeys(("jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "gif", "bmp", "tif", "tiff"), "image"),
+    **dict.fromkeys(("avif", "avifs", "ppm", "pgm", "pbm", "pnm", "pfm", "ico"), "image"),
+    **dict.fromkeys(("jp2", "j2k", "jpx", "jpf", "jpc", "j2c"), "image"),
+    **dict.fromkeys(("mp4", "m4v", "mov", "3gp", "3g2", "mkv", "webm", "avi", "mpg", "mpeg", "ts", "mts"), "video"),
+    **dict.fromkeys(("m2ts", "flv", "wmv", "asf", "ogv"), "video"),
+    **dict.fromkeys(("wav", "w64", "flac", "ogg", "oga", "opus", "mp3", "mp2", "m4a", "aac", "aiff"), "audio"),
+    **dict.fromkeys(("aif", "aifc", "au", "snd", "caf", "wma", "mka"), "audio"),
 }
 BINARY = frozenset({"npy", "npz", "pth", "pickle", "pkl", "safetensors"})  # never a text, however large
 MAX_TEXT_BYTES = 1_000_000
 MAX_SHARDS = 100_000
+INDEX_VERSION = 2  # counts up when another index would be made of the same archive
 
 
 class ArchiveRows:
@@ -129,7 +135,7 @@ def index_archive(path: Path) -> Path:
         stat = path.stat()
     except OSError as error:
         raise UserError(f"cannot read the archive: {error.strerror}", where=str(path)) from None
-    state = f"{path.resolve()}\n{stat.st_size}\n{stat.st_mtime_ns}"
+    state = f"{INDEX_VERSION}\n{path.resolve()}\n{stat.st_size}\n{stat.st_mtime_ns}"
     index = index_folder() / f"{hashlib.sha256(state.encode()).hexdigest()[:24]}.jsonl"
     if index.is_file():
         return index
@@ -149,6 +155,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
                 folder, _, name = member.name.rpartition("/")
                 key, _, extension = name.partition(".")
                 uid = f"{folder}/{key}" if folder else key
+                uid = uid.encode("utf-8", "backslashreplace").decode()  # a name in Latin-1 is no valid text
                 if row and row["uid"] != uid:
                     yield row
                     row = {}
@@ -183,8 +190,8 @@ def _field(archive: tarfile.TarFile, path: Path, member: tarfile.TarInfo, extens
     if member.size > MAX_TEXT_BYTES or content is None:
         raise UserError(f"a text member of {member.size:,} bytes", where=where)
     try:
-        text = content.read().decode("utf-8")
-        value = json.loads(text) if extension == "json" else text.strip()
+        text = content.read().decode("utf-8-sig")
+        value = json.loads(text, parse_constant=refuse_constant) if extension == "json" else text.strip()
     except (ValueError, RecursionError) as error:
         if extension not in ("json", "txt", ""):
             return {}

@@ -16,6 +16,7 @@ from unival.errors import UserError
 MAX_SECONDS = 600.0
 RATES_HZ = range(1_000, 768_001)
 BLOCK_FRAMES = 65_536
+MP3_TOLERANCE = 4 * 1152  # samples: the frames that encoders count differ by some, and decoders drop the first
 # torchaudio's filter has (new rate) x (old rate) / gcd^2 values; 44,099 Hz to 16 kHz would take 2.8 GB.
 MAX_FILTER_VALUES = 4_000_000
 # Real containers only: a playlist could make FFmpeg open other files or addresses.
@@ -91,6 +92,7 @@ def _read_mono(stream: BinaryIO, name: str, max_seconds: float) -> tuple[np.ndar
     if declared_bytes is not None and declared_bytes > num_bytes:
         what = f"the sound is cut off: {num_bytes:,} of {declared_bytes:,} bytes are there"
         raise UserError(what, where=name, fix="copy the file again")
+    is_counted = _counts_mp3_frames(stream)
     stream.seek(0)
     try:
         file = soundfile.SoundFile(stream)
@@ -98,10 +100,22 @@ def _read_mono(stream: BinaryIO, name: str, max_seconds: float) -> tuple[np.ndar
         return _read_container(stream, name, max_seconds)
     with file:
         _check(file.frames, file.samplerate, max_seconds, name)
-        return _read_soundfile(file, name), file.samplerate
+        return _read_soundfile(file, name, is_counted), file.samplerate
 
 
-def _read_soundfile(file: Any, name: str) -> np.ndarray:
+def _counts_mp3_frames(stream: BinaryIO) -> bool:
+    """Return whether the first frame of an MP3 is a header that says how many follow, as nearly all encoders write."""
+    stream.seek(0)
+    head = stream.read(10)
+    size = 0
+    for byte in head[6:] if head[:3] == b"ID3" else b"":  # 7 bits each (ID3v2.4, 6.2)
+        size = size << 7 | byte & 0x7F
+    stream.seek(10 + size if size else 0)
+    first = stream.read(200)
+    return any(tag in first for tag in (b"Xing", b"Info", b"VBRI"))
+
+
+def _read_soundfile(file: Any, name: str, is_counted: bool) -> np.ndarray:
     blocks, num_read = [], 0
     try:
         # Block by block, because only the mean of the channels is kept.
@@ -113,8 +127,10 @@ def _read_soundfile(file: Any, name: str) -> np.ndarray:
             num_read += len(block)
     except (soundfile.SoundFileError, MemoryError):
         pass  # what follows says how much could be read
-    # The length of an MP3 is an estimate; of the other formats it is exact.
-    if num_read < file.frames and (file.format != "MP3" or num_read == 0):
+    tolerance = 0  # the length is exact
+    if file.format == "MP3" and num_read > 0:
+        tolerance = MP3_TOLERANCE if is_counted else file.frames  # without a count it is an estimate
+    if num_read < file.frames - tolerance:
         what = f"the sound is cut off or damaged: only {num_read:,} of {file.frames:,} samples can be read"
         raise UserError(what, where=name, fix="copy the file again")
     return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
@@ -125,6 +141,9 @@ def _read_container(stream: BinaryIO, name: str, max_seconds: float) -> tuple[np
     try:
         container = av.open(stream, mode="r", options={"format_whitelist": FORMATS}, metadata_errors="replace")
     except (FFmpegError, ValueError):
+        stream.seek(0)
+        if stream.read(4) == b"OggS":  # libsndfile refuses a cut one, and FFmpeg one without its first packets
+            raise UserError("the sound is cut off or damaged", where=name, fix="copy the file again") from None
         kind = "it holds text" if looks_like_text(stream) else "its content is no known audio format, or damaged"
         fix = "give a WAV, FLAC, OGG, MP3 or M4A file, or a video with sound"
         raise UserError(f"not a sound: {kind}", where=name, fix=fix) from None

@@ -12,6 +12,7 @@ app = typer.Typer(help="Data sets: look at one, make one of your own files.", no
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 RootOption = Annotated[Path | None, typer.Option("--media-root", help="Folder of relative media paths.")]
 SHOWN_PROBLEMS = 20
+SHOWN_LEFT_OUT = 5
 
 
 @app.command()
@@ -69,7 +70,7 @@ def make(
 
     Example: unival data make photos.csv --from csv --field captions=notes
     """
-    from unival.data.make import rows_of_csv, rows_of_folder, write_manifest
+    from unival.data.make import left_out_of_folder, rows_of_csv, rows_of_folder, write_manifest
 
     fields = dict(_pair(text) for text in field or [])
     rows = rows_of_csv(source, fields) if kind == "csv" else rows_of_folder(source)
@@ -80,12 +81,18 @@ def make(
     report: dict[str, Any] = {"manifest": str(target), "rows": num_rows}
     if is_elsewhere:
         report["media_root"] = str(folder.resolve())
+    left_out = left_out_of_folder(folder, target) if kind == "folder" else []
+    if left_out:
+        report["left_out"] = left_out
     if as_json:
         print(json.dumps(report))
         return
     print(f"wrote {target}: {num_rows} rows")
     if is_elsewhere:
         print(f"its media paths are relative to another folder: media_root: {report['media_root']}")
+    if left_out:
+        shown = ", ".join(left_out[:SHOWN_LEFT_OUT]) + (", ..." if len(left_out) > SHOWN_LEFT_OUT else "")
+        print(UserError(f"{len(left_out)} left out, no known media or linked folders: {shown}"))
 
 
 def _open(name: str, columns: str | None, media_root: Path | None, limit: int | None) -> Any:

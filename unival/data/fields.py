@@ -18,9 +18,14 @@ LIST_MARK = "&&"
 def check_row(row: Mapping[str, Any], where: str) -> None:
     """Check the fields that have a fixed type; media, which `resolve_media` checks, and other fields are free.
 
+    No text may hold half of a surrogate pair, which JSON can spell (by an escape) and nothing can write or tokenize.
+
     Raises:
         UserError: Names the field, what it should be, and `where`.
     """
+    for name, value in row.items():
+        if not _is_unicode(name) or not _is_unicode(value):
+            raise UserError(f"{name} must be valid Unicode, got {_shown(value)}", where=where)
     for name, (is_right, meaning) in _TYPES.items():
         if name in row and not is_right(row[name]):
             raise UserError(f"{name} must be {meaning}, got {_shown(row[name])}", where=where)
@@ -28,6 +33,11 @@ def check_row(row: Mapping[str, Any], where: str) -> None:
     if confidences is not None and len(confidences) != len(answers):
         what = f"{len(answers)} answers have {len(confidences)} confidences"
         raise UserError(what, where=where, fix="give one for each answer")
+
+
+def refuse_constant(name: str) -> None:
+    """Refuse NaN and infinities, which Python's JSON reads: the `parse_constant` of `json.loads`."""
+    raise ValueError(f"{name} is no JSON number")
 
 
 def media_of(row: Mapping[str, Any]) -> tuple[str, Any] | None:
@@ -112,12 +122,26 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+def _is_unicode(value: Any) -> bool:
+    if isinstance(value, str):
+        try:
+            return value.isascii() or bool(value.encode())
+        except UnicodeEncodeError:
+            return False
+    if isinstance(value, dict):
+        return all(_is_unicode(part) for item in value.items() for part in item)
+    return not isinstance(value, list) or all(_is_unicode(part) for part in value if not isinstance(part, int))
+
+
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer of more than 308 digits
+        return False
 
 
 def _is_count(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
 def _is_texts(value: Any) -> bool:

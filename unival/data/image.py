@@ -7,6 +7,7 @@ from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 
 from unival.data.media import MediaSource, looks_like_text, open_media
 from unival.errors import UserError
@@ -110,6 +111,8 @@ def image_size(source: MediaSource) -> tuple[int, int]:
         with Image.open(stream, formats=FORMATS) as image:
             width, height = image.size
             turned = image.getexif().get(_ORIENTATION, 1) in range(5, 9)
+            if isinstance(image, TiffImageFile) and _ORIENTATION in image.tag_v2:
+                turned = False  # of a TIFF, Pillow gives the upright size before it is decoded
     except _DAMAGED as error:
         raise UserError(f"not an image, or damaged: {error}", where=name) from None
     finally:
@@ -147,7 +150,7 @@ def _check_size(size: tuple[int, int], max_pixels: int, name: str) -> None:
 
 
 def _to_upright_rgb(image: Image.Image) -> Image.Image:
-    image = _to_8_bit(_upright(image))
+    image = _to_8_bit(_upright(image), _grey_bits(image))
     has_alpha = image.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info
     if not has_alpha:
         return image if image.mode == "RGB" else image.convert("RGB")
@@ -164,8 +167,23 @@ def _upright(image: Image.Image) -> Image.Image:
         return image  # an unreadable EXIF block says nothing about the pixels
 
 
-def _to_8_bit(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey to 8 bits; Pillow's own conversion clips it, which turns nearly all of it white."""
+def _grey_bits(image: Image.Image) -> int:
+    """Return how many bits the white of an integer grey picture has.
+
+    Pillow opens grey of more than 8 bits, and no other, as `I;16` or `I`, on the scale of 16 bits whatever the file has
+    (PNG, PGM, JPEG 2000); only the 12 bits of a TIFF stay as they are. Integers of 32 bits, whose white no format
+    names, count as 16 bits too: that is what Pillow writes from them.
+    """
+    is_12_bit = isinstance(image, TiffImageFile) and image.tag_v2.get(BITSPERSAMPLE) == (12,)
+    return 12 if is_12_bit else 16
+
+
+def _to_8_bit(image: Image.Image, bits: int) -> Image.Image:
+    """Scale deep grey to 8 bits; Pillow's own conversion clips it, which turns nearly all of it white.
+
+    The scale of integers is that of the mode and never of the values, or a dark picture would come out bright. Floats
+    have no scale of their own: 0 to 1 where no value is above 1, else 0 to 255.
+    """
     if not (image.mode.startswith("I") or image.mode == "F"):
         return image
     values = np.asarray(image).astype(np.float64)
@@ -173,7 +191,7 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
         values = np.nan_to_num(values)
         scale = 255.0 if values.max() <= 1.0 else 1.0
     else:
-        scale = 1.0 / 257.0 if values.max() > 255 else 1.0
+        scale = 255.0 / (2**bits - 1)
     return Image.fromarray((values * scale).round().clip(0, 255).astype(np.uint8))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from unival.atomic import replacing
 from unival.data.archive import EXTENSIONS
-from unival.data.fields import MEDIA_COLUMNS, check_row, parse_text, resolve_media
+from unival.data.fields import MEDIA_COLUMNS, check_row, parse_text, refuse_constant, resolve_media
 from unival.data.image import image_size
 from unival.errors import UserError, did_you_mean
 
@@ -73,31 +73,53 @@ def rows_of_folder(folder: str | Path) -> Iterator[dict[str, Any]]:
     """Yield a row for every picture, video and sound below a folder, in the order of their names.
 
     A text file beside it of the same name (`7.txt` for `7.png`) holds its captions, one per line; a JSON file its
-    fields.
+    fields. Linked folders are not entered.
 
     Raises:
-        UserError: There is no such folder, or a text or JSON file cannot be read.
+        UserError: There is no such folder, a text or JSON file cannot be read, or a name is not valid Unicode.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"no such folder: {folder}", fix="--from csv" if folder.is_file() else "check the path")
     for path in sorted(folder.rglob("*")):
-        column = EXTENSIONS.get(path.suffix.lower().removeprefix("."))
-        if column is None or not path.is_file() or path.name.startswith("."):
+        column = _column_of(path)
+        if column is None:
             continue
         name = path.relative_to(folder).as_posix()
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise UserError("the name of the file is not valid Unicode", where=str(path), fix="rename it") from None
         row: dict[str, Any] = {"uid": name, column: name}
         try:
             if path.with_suffix(".json").is_file():
-                fields = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+                text = path.with_suffix(".json").read_text(encoding="utf-8-sig")
+                fields = json.loads(text, parse_constant=refuse_constant)
                 row |= {key: value for key, value in dict(fields).items() if key not in MEDIA_COLUMNS}
             if path.with_suffix(".txt").is_file():
-                lines = path.with_suffix(".txt").read_text(encoding="utf-8").split("\n")
+                lines = path.with_suffix(".txt").read_text(encoding="utf-8-sig").split("\n")
                 row["captions"] = [line.strip() for line in lines if line.strip()]
-        except (ValueError, TypeError, OSError) as error:
+        except (ValueError, TypeError, OSError, RecursionError) as error:
             raise UserError(f"the text beside it cannot be read: {error}", where=str(path)) from None
         check_row(row, str(path))
         yield _with_size(row, path)
+
+
+def left_out_of_folder(folder: str | Path, manifest: str | Path) -> list[str]:
+    """Return what `rows_of_folder` makes nothing of, by name: other files, linked folders, texts beside no medium.
+
+    Args:
+        folder: The same folder.
+        manifest: The file that is written, which may lie in the folder and is not named; nor are hidden files.
+    """
+    folder, manifest = Path(folder), Path(manifest)
+    written = manifest.parent.resolve() / manifest.name
+    entries = [path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir()]
+    media = [path for path in entries if _column_of(path) is not None]
+    used = {*media, *(path.with_suffix(suffix) for path in media for suffix in (".txt", ".json"))}
+    left = [path for path in entries if path not in used and not path.name.startswith(".")]
+    names = [f"{path.relative_to(folder).as_posix()}{'/' if path.is_dir() else ''}" for path in left]
+    return [name for name in names if folder.resolve() / name != written]
 
 
 def write_manifest(rows: Iterable[Mapping[str, Any]], path: str | Path, is_replacing: bool = False) -> int:
@@ -112,7 +134,7 @@ def write_manifest(rows: Iterable[Mapping[str, Any]], path: str | Path, is_repla
     num_rows, rows = 0, iter(rows)
     first = next(rows, None)  # before a folder is made for the file
     if first is None:
-        fix = f"give a CSV file with rows, or a folder with files such as {', '.join(sorted(EXTENSIONS)[:6])}"
+        fix = "give a CSV file with rows, or a folder with files such as a.jpg, a.png, a.mp4, a.wav"
         raise UserError("there is nothing to write: no rows were found", fix=fix)
     try:
         with replacing(path) as file:
@@ -123,6 +145,12 @@ def write_manifest(rows: Iterable[Mapping[str, Any]], path: str | Path, is_repla
         what = f"cannot write the manifest: {error.strerror}"
         raise UserError(what, where=str(path), fix="choose another --out") from None
     return num_rows
+
+
+def _column_of(path: Path) -> str | None:
+    """Return the column of a media file; None for anything else, and hidden files."""
+    column = EXTENSIONS.get(path.suffix.lower().removeprefix("."))
+    return column if path.is_file() and not path.name.startswith(".") else None
 
 
 def _columns(header: Iterable[str], given: Mapping[str, str], where: str) -> dict[str, str]:

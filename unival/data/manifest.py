@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from unival.data.fields import MEDIA_COLUMNS, check_row, resolve_media
+from unival.data.fields import MEDIA_COLUMNS, check_row, refuse_constant, resolve_media
 from unival.data.lines import Lines
 from unival.data.media import MediaRange
 from unival.errors import UserError
@@ -81,7 +81,7 @@ def parse_line(line: bytes, where: str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise UserError("the manifest is not UTF-8 text", where=f"{where}:{error.start + 1}") from None
     try:
-        row = json.loads(text, parse_constant=_refuse_constant)
+        row = json.loads(text, parse_constant=refuse_constant)
     except json.JSONDecodeError as error:
         raise UserError(f"not a JSON line: {error.msg}", where=f"{where}:{error.colno}") from None
     except (ValueError, RecursionError) as error:
@@ -90,7 +90,3 @@ def parse_line(line: bytes, where: str) -> dict[str, Any]:
         raise UserError("a row must be a JSON object", where=where)
     check_row(row, where)
     return row
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")

@@ -8,8 +8,8 @@ them.
 import copy
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import TypeVar
 
@@ -24,8 +24,9 @@ from unival.data.source import Source, open_rows, open_source, row_name
 from unival.data.workers import Workers
 from unival.errors import UserError
 from unival.model.processing import UnivalProcessor
+from unival.objectives.base import objective_class
 from unival.schema import GroupConfig, RunConfig, StageConfig, TaskEntry
-from unival.tasks.base import Task, get_task
+from unival.tasks.base import Task, example_of, get_task
 
 LARGEST_SHUFFLED_WORLD = 10**7
 GOLDEN_SECTION = 0.381966  # of a circle: its multiples keep apart from each other
@@ -67,10 +68,13 @@ class RowSlice:
 class Stream:
     """Rows of one task in an order that is fixed by the seed; endless, reshuffled every epoch."""
 
-    def __init__(self, entry: TaskEntry, seed: int, sizes: UnivalProcessor | None = None) -> None:
+    def __init__(
+        self, entry: TaskEntry, seed: int, sizes: UnivalProcessor | None = None, needs_target: bool = False
+    ) -> None:
         self.entry = entry
         self.seed = seed
         self.sizes = sizes  # of augmented media; without, they are as they are
+        self.needs_target = needs_target  # rows without one are bad rows
         self.task: Task = get_task(entry.task, entry.task_args)
         self.source: Source = open_source(entry.source, entry.task, self.task.modality)
         self.num_media = len(self.source) // self.source.variants
@@ -102,7 +106,11 @@ class Stream:
             with decoding(where):
                 row = augment_row(row, self.task.modality, self.entry.augment, self.sizes, rng)
             row["media_id"] = f"{row['media_id']}@{self.seed}/{epoch}/{medium}"
-        return replace(self.task.example(row), where=where)
+        example = example_of(self.task, row, where)
+        if self.needs_target and not example.target:
+            columns = ", ".join(self.source[index])
+            raise BadRow.of(UserError(f"no label for task {self.entry.task!r} in the columns {columns}"), where)
+        return example
 
 
 class Pool:
@@ -135,8 +143,10 @@ class StageBatches(Dataset[list[Batch]]):
 
     def _streams(self, group: GroupConfig, processor: UnivalProcessor, seed: int) -> list[Stream]:
         sources = [entry.source.model_dump(exclude={"content"}) for entry in group.tasks]
+        # An objective that draws its answers needs none.
+        learns = not hasattr(objective_class(self.stage.objective.name, self.stage.objective.args), "draw")
         streams = [
-            Stream(entry, seed if group.aligned else seed + sources.index(source), processor)
+            Stream(entry, seed if group.aligned else seed + sources.index(source), processor, learns)
             for entry, source in zip(group.tasks, sources, strict=True)
         ]
         where = f"stage {self.stage.name}"
@@ -183,15 +193,15 @@ class StageBatches(Dataset[list[Batch]]):
         return [self._batch(index, number, struck, losses) for index in range(len(self.groups))], losses
 
     def _batch(self, index: int, number: int, struck: frozenset[str], losses: list[Loss]) -> Batch:
-        bad = set(struck)
+        bad = dict.fromkeys(struck, "its decoder hangs or crashes")
         while True:
             try:
                 return self._collated(index, number, bad)
             except BadRow as error:
-                bad.add(error.row)
+                bad[error.row] = error.what
                 losses.append((error.row, error.what))
 
-    def _collated(self, index: int, number: int, bad: set[str]) -> Batch:
+    def _collated(self, index: int, number: int, bad: Mapping[str, str]) -> Batch:
         group, streams = self.stage.groups[index], self.groups[index]
         examples, names = [], []
         for position in self.rows.rows(group, number):
@@ -228,17 +238,29 @@ def buckets_of(stream: Stream, buckets: list[int]) -> list[int]:
     return [bucket_of(source[index], modality, buckets, row_name(source, index)) for index in rows]
 
 
-def first_good(draw: Callable[[int], tuple[Stream, Example]], place: int, bad: set[str]) -> tuple[Stream, Example]:
-    """Return what stands at a place of an order, or the first behind it that can be decoded.
+def first_good(
+    draw: Callable[[int], tuple[Stream, Example]], place: int, bad: Mapping[str, str]
+) -> tuple[Stream, Example]:
+    """Return what stands at a place of an order, or the first behind it that is not known to be bad.
 
     Raises:
-        UserError: Many in succession cannot.
+        BadRow: It has no label.
+        UserError: Many in succession are bad.
     """
+    row, what = "", ""
     for shift in range(MAX_BAD_IN_SUCCESSION):
-        stream, example = draw(place + shift)
-        if example.where not in bad:
-            return stream, example
-    raise UserError(f"{MAX_BAD_IN_SUCCESSION} rows in succession cannot be read", where=example.where)
+        try:
+            stream, example = draw(place + shift)
+            row = example.where
+        except BadRow as error:
+            row = error.row
+            if row not in bad:
+                raise
+        else:
+            if row not in bad:
+                return stream, example
+        what = bad[row]
+    raise UserError(f"{MAX_BAD_IN_SUCCESSION} rows in succession cannot be used: {what}", where=row)
 
 
 def iterate(

@@ -1,8 +1,9 @@
 """Read a fixed number of frames, spread over a whole clip, from any common video file."""
 
+import struct
 from bisect import bisect_right
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NoReturn
@@ -65,7 +66,7 @@ def load_video(
     stream, name = open_media(source, "video")
     try:
         index = _read_index(stream, name, max_seconds)
-        if decoder != "av":
+        if decoder != "av" and not _is_mirrored(stream, name):  # others turn frames, but do not mirror them
             from unival.data.video_decoders import decode
 
             return decode(decoder, stream, name, lambda num: frame_indices(num, num_frames, sampling, rng))
@@ -263,8 +264,36 @@ def _decode_needed(container: Any, video: Any, times: set[int | None]) -> Iterat
 
 
 def _upright_rgb(frame: Any, video: Any) -> np.ndarray:
-    """Convert to uint8 (H, W, 3) in the stream's size, which frames may leave, and undo the rotation."""
+    """Convert to uint8 (H, W, 3) in the stream's size, which frames may leave, and turn it upright."""
     size = {"width": video.codec_context.width, "height": video.codec_context.height}
     # By default every frame starts as many threads as there are processors, which takes longer than the conversion.
     pixels = frame.reformat(format="rgb24", threads=1, **size).to_ndarray()
-    return np.ascontiguousarray(np.rot90(pixels, k=round(frame.rotation / 90) % 4))
+    return upright(pixels, frame)
+
+
+def upright(pixels: np.ndarray, frame: Any) -> np.ndarray:
+    """Turn and mirror pixels (H, W, 3) of a frame as its display matrix says, by whole quarters.
+
+    The matrix puts the pixel at (x, y) to (ax + cy, bx + dy), ISO/IEC 14496-12, 6.2.2.
+    """
+    a, b, c, d = _display_matrix(frame)
+    if abs(a) + abs(d) < abs(b) + abs(c):
+        pixels, a, d = pixels.swapaxes(0, 1), c, b
+    return np.ascontiguousarray(pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+
+
+def _display_matrix(frame: Any) -> tuple[int, int, int, int]:
+    """Return a, b, c and d of `upright`; 1, 0, 0, 1 without a matrix."""
+    content = frame.side_data.get("DISPLAYMATRIX")
+    if content is None:
+        return 1, 0, 0, 1
+    a, b, _, c, d = struct.unpack_from("=5i", bytes(content))
+    return a, b, c, d
+
+
+def _is_mirrored(stream: BinaryIO, name: str) -> bool:
+    """Return whether the first frame is shown mirrored; False where it cannot be read."""
+    with _opened(stream, name) as (container, video), suppress(FFmpegError, StopIteration):
+        a, b, c, d = _display_matrix(next(container.decode(video)))
+        return a * d - b * c < 0
+    return False

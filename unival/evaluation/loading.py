@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from unival.batch import Batch
@@ -11,7 +11,7 @@ from unival.data.source import Source, row_name
 from unival.data.workers import Workers
 from unival.errors import UserError
 from unival.model.processing import UnivalProcessor
-from unival.tasks.base import Task
+from unival.tasks.base import Task, example_of
 
 SECONDS = 30.0  # that one medium may take
 
@@ -52,9 +52,7 @@ def make_ready(
         BadRow: A medium cannot be decoded, and `keeps_bad` is off.
     """
     records = {index: source[index] for index in indices}
-    examples = {
-        index: replace(task.example(record), where=row_name(source, index)) for index, record in records.items()
-    }
+    examples = {index: example_of(task, record, row_name(source, index)) for index, record in records.items()}
     bad = {index: "its decoder hangs or crashes" for index in indices if examples[index].where in struck}
     while good := [index for index in indices if index not in bad]:
         try:

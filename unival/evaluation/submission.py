@@ -64,6 +64,24 @@ def check_kind(kind: str) -> None:
         raise UserError(f"unknown submission format {kind!r}", fix=did_you_mean(kind, KINDS))
 
 
+def check_row(kind: str, row: Row, where: str) -> None:
+    """Refuse a row that cannot become an entry, whatever is predicted for it.
+
+    Args:
+        kind: One of `KINDS`.
+        row: Of the data set.
+        where: It stands.
+
+    Raises:
+        UserError: It lacks what the format needs.
+    """
+    names, entry_of, _ = KINDS[kind]
+    try:
+        entry_of(_identity(row, names, 0), {**row, "prediction": None if entry_of is _box else "yes"})
+    except UserError as error:
+        raise UserError(f"submission {kind}: {error.what}", where, error.fix) from None
+
+
 def _identity(row: Row, names: tuple[str, ...], index: int) -> int | str:
     value = next((row[name] for name in (*names, "uid") if row.get(name) is not None), None)
     if value is None or value == "":

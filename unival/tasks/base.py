@@ -5,6 +5,7 @@ import random
 import string
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
@@ -92,6 +93,8 @@ class TaskArgs(BaseModel):
             return {"modality": "text"}
         medium = column(record, self.modality)
         default = medium if isinstance(medium, str) else record["uid"]  # rows about one file share its features
+        if isinstance(medium, bytes):  # a uid may be there twice, with two pictures
+            default = f"{record['uid']}-{zlib.crc32(medium):08x}"
         return {"modality": self.modality, "media": medium, "media_id": str(record.get("media_id", default))}
 
     def is_labelled(self, record: Mapping[str, Any]) -> bool:
@@ -127,6 +130,15 @@ def column(record: Mapping[str, Any], name: str) -> Any:
             fix=f"its columns are {', '.join(map(str, record))}",
         )
     return record[name]
+
+
+def example_of(task: "Task", record: Mapping[str, Any], where: str) -> Example:
+    """Turn the row at a place (`file:line`) into an example that knows it; so does an error about the record."""
+    try:
+        return replace(task.example(record), where=where)
+    except UserError as error:
+        is_of_record = error.where is None or error.where.startswith("record ")
+        raise UserError(error.what, where if is_of_record else error.where, error.fix) from None
 
 
 class Task(Protocol):

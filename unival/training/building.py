@@ -45,6 +45,7 @@ def start(config: RunConfig) -> tuple[UnivalForConditionalGeneration, UnivalProc
     processor = UnivalProcessor(tokenizer, num_bins=num_bins, **config.processor)
     sizes = {"vocab_size": len(tokenizer), "num_codes": num_codes, "num_bins": num_bins}
     model = UnivalForConditionalGeneration(UnivalConfig(**sizes, **config.model))
+    processor.max_tokens = model.config.max_text_positions
     if config.bart_weights is not None:
         load_bart(model, config.bart_weights)
     for name, path in config.encoder_weights.items():

@@ -21,7 +21,7 @@ from unival.config_problem import at
 from unival.data.mixture import RowSlice
 from unival.data.source import open_source
 from unival.errors import UserError, did_you_mean
-from unival.evaluate import metric_names
+from unival.evaluation.checks import metric_names
 from unival.evaluation.submission import KINDS
 from unival.generate import SearchOptions
 from unival.log import no_tensorboard
