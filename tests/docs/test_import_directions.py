@@ -28,6 +28,7 @@ LEVELS: dict[str, list[set[str]]] = {
         {
             "evaluate",
             "evaluation.answering",
+            "evaluation.checks",
             "evaluation.loading",
             "evaluation.result",
             "evaluation.predictions",
@@ -59,7 +60,7 @@ LEVELS: dict[str, list[set[str]]] = {
     ],
     "soups": [
         {"digests", "errors", "state", "points", "pareto", "evaluator", "results", "labels"}
-        | {"metric_names", "modules", "theory", "sources", "batch_norm"}
+        | {"metric_names", "modules", "theory", "sources", "batch_norm", "ties"}
         | {"engine", "engine.arrays", "engine.jobs", "engine.output", "engine.processes", "recipes"}
         | {"recipes.chosen", "recipes.coefficients", "search"},
         {"methods"},

@@ -70,7 +70,7 @@ def _features(backbone: nn.Module, pixels: Tensor) -> Tensor:
     if forward_features is not None:  # a whole timm model, with its classifier
         return forward_features(pixels)
     features = backbone(pixels)[-1]
-    channels = cast(Any, backbone).feature_info.channels()[-1]
-    if features.shape[1] != channels == features.shape[-1]:  # Swin and its kind have channels last
-        features = features.permute(0, 3, 1, 2)
+    info = getattr(backbone, "feature_info", None)
+    if info is not None and features.shape[1] != info.channels()[-1] == features.shape[-1]:
+        return features.permute(0, 3, 1, 2)  # Swin and its kind have channels last
     return features
