@@ -99,8 +99,10 @@ def _read_mono(stream: BinaryIO, name: str, max_seconds: float) -> tuple[np.ndar
     except (soundfile.SoundFileError, TypeError, MemoryError):  # MemoryError: a header with a false size
         return _read_container(stream, name, max_seconds)
     with file:
+        if file.format == "MP3" and not is_counted:  # libsndfile estimates the length, and reads no further
+            return _read_container(stream, name, max_seconds)
         _check(file.frames, file.samplerate, max_seconds, name)
-        return _read_soundfile(file, name, is_counted), file.samplerate
+        return _read_soundfile(file, name), file.samplerate
 
 
 def _counts_mp3_frames(stream: BinaryIO) -> bool:
@@ -115,7 +117,7 @@ def _counts_mp3_frames(stream: BinaryIO) -> bool:
     return any(tag in first for tag in (b"Xing", b"Info", b"VBRI"))
 
 
-def _read_soundfile(file: Any, name: str, is_counted: bool) -> np.ndarray:
+def _read_soundfile(file: Any, name: str) -> np.ndarray:
     blocks, num_read = [], 0
     try:
         # Block by block, because only the mean of the channels is kept.
@@ -127,9 +129,7 @@ def _read_soundfile(file: Any, name: str, is_counted: bool) -> np.ndarray:
             num_read += len(block)
     except (soundfile.SoundFileError, MemoryError):
         pass  # what follows says how much could be read
-    tolerance = 0  # the length is exact
-    if file.format == "MP3" and num_read > 0:
-        tolerance = MP3_TOLERANCE if is_counted else file.frames  # without a count it is an estimate
+    tolerance = MP3_TOLERANCE if file.format == "MP3" and num_read > 0 else 0  # of others the length is exact
     if num_read < file.frames - tolerance:
         what = f"the sound is cut off or damaged: only {num_read:,} of {file.frames:,} samples can be read"
         raise UserError(what, where=name, fix="copy the file again")
