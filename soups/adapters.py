@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from soups.engine.output import WeightFiles, check_free, new_folder, plan_shards
+from soups.engine.output import TOKENIZER_FILES, WeightFiles, check_free, copy_side_files, new_folder, plan_shards
 from soups.errors import UserError
-from soups.methods._weights import check_convex, one_hot
+from soups.methods._weights import SUM_TOLERANCE, check_convex, one_hot
 from soups.sources.info import DTYPES, TensorInfo
 from soups.sources.lora import ADAPTER_FILES, CONFIG_NAME, Adapter, read_adapter
 from soups.state import Checkpoint
@@ -108,6 +108,11 @@ def _check(
     if mode not in ("cat", "factor") and not (kind == "svd" and number.isdecimal() and int(number) > 0):
         raise UserError(f"unknown mode {mode!r}", where="--lora-mode", fix=f"choices: {MODES}")
     first = adapters[0]
+    if first.replacements and abs(sum(weights) - 1) > SUM_TOLERANCE:
+        # An update counts from zero; a tensor that is stored whole counts from the base, which is not here.
+        what = f"the coefficients sum to {sum(weights):g}, and {min(first.replacements)!r} is stored whole"
+        fix = "add what the adapters change: --method task_arithmetic --base DIR, on top of the base (delta)"
+        raise UserError(what, where="--lora-mode", fix=fix)
     for adapter, name in zip(adapters, names, strict=True):
         if any(update.magnitude for update in adapter.layers.values()):
             what = f"{name!r} is a DoRA: its update is no product of two factors"
@@ -233,6 +238,7 @@ def _write(
             for name, tensor in tensors.items():
                 files.write(name, 0, tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
         (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        copy_side_files(like.path, folder, patterns=TOKENIZER_FILES)
         (folder / "README.md").write_text(_card(summary), encoding="utf-8")
 
 

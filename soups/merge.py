@@ -16,15 +16,24 @@ from typing import TYPE_CHECKING, Any
 from soups.batch_norm import is_statistic, recomputed
 from soups.digests import sha256
 from soups.engine.jobs import num_cores
-from soups.engine.output import WeightFiles, check_free, check_space, copy_side_files, new_folder, plan_shards
+from soups.engine.output import (
+    TOKENIZER_FILES,
+    WeightFiles,
+    check_free,
+    check_space,
+    copy_side_files,
+    new_folder,
+    plan_shards,
+)
 from soups.engine.processes import can_fork
 from soups.engine.stream import Read, Task, predicted_memory, predicted_seconds, stream
 from soups.errors import UserError
 from soups.methods import Method
 from soups.points import explicit
 from soups.recipes.coefficients import Rule
-from soups.recipes.compute import compute_into, disagree, raw_of
+from soups.recipes.compute import compute_into, disagree, may_overflow, raw_of
 from soups.recipes.policies import Action, Policies, resolve
+from soups.sources.config import fit_config
 from soups.state import Checkpoint, Reader, files_without_digest, read_digests, record_digests
 
 if TYPE_CHECKING:
@@ -146,7 +155,7 @@ def check_names(checkpoints: Sequence[Checkpoint]) -> None:
         )
 
 
-def merge(recipe: Recipe, out_dir: Path, *, shard_bytes: int | None = None) -> None:
+def merge(recipe: Recipe, out_dir: Path, *, shard_bytes: int | None = None) -> dict[str, int]:
     """Write the merged checkpoint, its side files and its model card; the folder appears when complete.
 
     Args:
@@ -154,13 +163,16 @@ def merge(recipe: Recipe, out_dir: Path, *, shard_bytes: int | None = None) -> N
         out_dir: the folder to create.
         shard_bytes: the largest size of a file of weights; one file by default.
 
+    Returns:
+        By tensor, how many entries overflowed: they were made of finite ones, and the dtype cannot hold them.
+
     Raises:
         UserError: something does not fit; headers, coefficients and the space on the disk are checked first.
     """
     recipe.check()
     check_free(out_dir)
     if recipe.policies.batch_norm == "recompute" and not recipe.given:
-        recipe = replace(recipe, given=_recomputed(recipe, out_dir))
+        recipe = replace(recipe, given=_recomputed(recipe, out_dir.resolve()))
     infos = {name: action.info for name, action in recipe.actions.items()}
     check_space(out_dir, sum(info.num_bytes for info in infos.values()))
     tasks = _tasks(recipe)
@@ -175,13 +187,25 @@ def merge(recipe: Recipe, out_dir: Path, *, shard_bytes: int | None = None) -> N
         with WeightFiles(folder, shards(metadata=_metadata(recipe, lambda checkpoint: NO_DIGEST))) as files:
             # The other digests are computed by those that merge, before: what the disk has read serves both.
             paths = files_without_digest(recipe.files)
-            digests = stream(tasks, readers, files, forks=forks, further=[partial(sha256, path) for path in paths])
+            hashing = [partial(sha256, path) for path in paths]
+            digests, overflows = stream(tasks, readers, files, forks=forks, further=hashing)
             record_digests(recipe.files, dict(zip(paths, digests, strict=True)))
             files.write_headers(shards(metadata=_metadata(recipe)))
-        copy_side_files(recipe.template.model_path, folder)
+        _write_side_files(recipe, folder)
         (folder / "README.md").write_text(model_card(recipe), encoding="utf-8")
         if recipe.text:
             (folder / RECIPE_NAME).write_text(recipe.text, encoding="utf-8")
+    return overflows
+
+
+def _write_side_files(recipe: Recipe, folder: Path) -> None:
+    template = recipe.template
+    copy_side_files(template.model_path, folder, recipe.policies.dtype)
+    if template.base:  # with words that were added in training
+        copy_side_files(template.path, folder, patterns=TOKENIZER_FILES)
+    after = {name: action.info for name, action in recipe.actions.items()}
+    sources = {name: action.source or name for name, action in recipe.actions.items()}
+    fit_config(folder, (template.base or template).infos, after, sources)
 
 
 def _check_integers(recipe: Recipe, readers: Mapping[Checkpoint, Reader]) -> None:
@@ -251,6 +275,7 @@ def _task(recipe: Recipe, name: str) -> Task:
         compute,
         recipe.is_elementwise(source),
         None if source in recipe.given else raw_of(source, how, recipe.method, sources, base is not None),
+        source not in recipe.given and may_overflow(source, how, recipe.method, sources),
     )
 
 
@@ -304,6 +329,8 @@ def model_card(recipe: Recipe) -> str:
             f"| {_cell(recipe.base.name)} | base | {_cell(file)} | `{digest}` |"
             for file, digest in recipe.base.file_digests.items()
         ]
+    added = ", ".join(sorted({f"`{name}`" for c in recipe.checkpoints for name in c.added}))
+    note = f"The base has no {added}: load this with the class, and the labels, that the adapters were trained with."
     return "\n".join(
         [
             "---",
@@ -317,6 +344,7 @@ def model_card(recipe: Recipe) -> str:
             "|---|---:|---|---|",
             *rows,
             "",
+            *([note, ""] if added else []),
             f"Configuration and tokenizer are those of {recipe.template.name}. The recipe, also in the weights:",
             "",
             "```json",

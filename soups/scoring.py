@@ -5,9 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
+import sys
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import redirect_stdout
 from functools import cached_property
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -55,7 +57,11 @@ class Scorer:
         return soup
 
     def score(self, point: Point) -> Result:
-        """Return the scores of one point."""
+        """Return the scores of one point; what the evaluator prints goes to stderr, as stdout may be JSON."""
+        with redirect_stdout(sys.stderr):
+            return self._result(point)
+
+    def _result(self, point: Point) -> Result:
         start = time.perf_counter()
         scores = checked_scores(self._raw_scores(point), self._sweep.evaluator)
         return Result(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,8 +20,10 @@ from uuid import uuid4
 from soups.digests import sha256
 from soups.errors import UserError
 from soups.sources import TORCH_SUFFIXES, read_infos
+from soups.sources.config import tied_embedding
 from soups.sources.info import DTYPES, ITEM_BYTES, TensorInfo, corrupt
 from soups.sources.lora import Update, is_adapter, read_adapter
+from soups.ties import is_copy, maybe_tied
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +44,8 @@ class Checkpoint:
         base: for an adapter, what it is put on.
         updates: for an adapter, how the tensors that it changes are computed.
         factors: for an adapter, the headers of its own tensors.
+        added: for an adapter, the tensors that its base does not have, such as a new head.
+        known_copies: what `soups.ties.is_copy` found by reading, by the two names.
     """
 
     name: str
@@ -51,6 +55,8 @@ class Checkpoint:
     base: Checkpoint | None = None
     updates: Mapping[str, Update] = field(default_factory=dict)
     factors: Mapping[str, TensorInfo] = field(default_factory=dict)
+    added: Sequence[str] = ()
+    known_copies: dict[tuple[str, str], bool] = field(default_factory=dict, repr=False)
 
     @cached_property
     def weight_paths(self) -> tuple[Path, ...]:
@@ -215,8 +221,20 @@ def _open_adapter(path: Path, name: str, base: Checkpoint | None) -> Checkpoint:
     base = base or open_checkpoint(adapter.base_path)
     if base.updates:
         raise UserError("the base of an adapter is an adapter too", where=str(base.path), fix="merge that one first")
-    infos, updates = adapter.over(base.infos)
-    return Checkpoint(name, path, infos, base=base, updates=updates, factors=adapter.factors)
+    infos, updates, added = adapter.over(base.infos)
+    embedding = tied_embedding(base.path, base.infos) or ""
+    if embedding in adapter.changed and not added and not adapter.config.get("ensure_weight_tying"):
+        raise UserError(
+            f"{embedding!r} is the output layer of the base too, and was trained as the embedding alone",
+            where=str(path),
+            fix="give the base untied, with an output layer that is a copy of its embedding: --base DIR",
+        )
+    checkpoint = Checkpoint(name, path, infos, base=base, updates=updates, factors=adapter.factors, added=added)
+    for head in added:  # PEFT stores a tied output layer twice; at one place in the file, it is merged as one
+        infos[head] = next(
+            (info for other, info in infos.items() if other != head and is_copy(checkpoint, head, other)), infos[head]
+        )
+    return checkpoint
 
 
 def reopen(described: Mapping[str, Any], name: str | None = None) -> Checkpoint:
@@ -262,26 +280,30 @@ def read_digests(checkpoints: Sequence[Checkpoint]) -> None:
         record_digests(checkpoints, dict(zip(paths, pool.map(sha256, paths), strict=True)))
 
 
-def check_compatible(checkpoints: Sequence[Checkpoint], *, any_dtype: bool = False) -> None:
+def check_compatible(
+    checkpoints: Sequence[Checkpoint], *, any_dtype: bool = False, ignored: Collection[str] = ()
+) -> None:
     """Require the same tensor names, shapes and dtypes in every checkpoint.
 
     Args:
         checkpoints: to compare with the first of them.
         any_dtype: whether floating-point tensors may have different dtypes.
+        ignored: names that some may lack, see `soups.ties.copied_names`.
 
     Raises:
         UserError: names at most ten tensors that differ from the first checkpoint, with the reason of each.
     """
     first = checkpoints[0]
     for other in checkpoints[1:]:
-        problems = _differences(first.infos, other.infos, any_dtype=any_dtype)
+        left, right = ({n: info for n, info in c.infos.items() if n not in ignored} for c in (first, other))
+        problems = _differences(left, right, any_dtype=any_dtype)
         if problems:
             listed = "".join(f"\n    {problem}" for problem in problems[:MAX_LISTED])
             more = f"\n    and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
             raise UserError(
                 f"{other.name!r} does not match {first.name!r} in {len(problems)} tensors:{listed}{more}",
                 where=f"{other.path} against {first.path}",
-                fix=_hint(problems),
+                fix=_hint(problems, (first, other)),
             )
 
 
@@ -300,13 +322,16 @@ def _differences(
     return problems
 
 
-def _hint(problems: Sequence[str]) -> str:
+def _hint(problems: Sequence[str], pair: Sequence[Checkpoint]) -> str:
     if all(problem.startswith("dtype") for problem in problems):
         return "save every checkpoint in the same dtype (float32 keeps small updates), or give --dtype"
     fix = "merge only models fine-tuned from the same initialisation, with the same architecture"
-    if all(problem.startswith(("missing", "extra")) for problem in problems):
-        return f"{fix}; or write a recipe with policies.keys: owners or common"
-    return fix
+    if not all(problem.startswith(("missing", "extra")) for problem in problems):
+        return fix
+    if found := maybe_tied(pair):
+        name, other, model = found  # owners would take this output layer from one model, and mix the embeddings
+        return f"{fix}; if {name!r} is tied to {other!r} in {model!r}, save that model with both"
+    return f"{fix}; or write a recipe with policies.keys: owners or common"
 
 
 def write_text(path: Path, text: str) -> None:

@@ -99,9 +99,8 @@ def _finish(recipe: Recipe, out: Path, shard_size: str | None, *, explain: bool,
     shard_bytes = None if shard_size is None else options.num_bytes(shard_size, "--shard-size")
     summary = plan(recipe)
     check_free(out)
-    if not dry_run:
-        merge(recipe, out, shard_bytes=shard_bytes)
-    summary |= {"out": str(out), "written": not dry_run}
+    overflows = {} if dry_run else merge(recipe, out, shard_bytes=shard_bytes)
+    summary |= {"overflows": overflows, "out": str(out), "written": not dry_run}
     show(summary, _lines(summary), as_json)
 
 
@@ -149,10 +148,16 @@ def _lines(summary: dict[str, Any]) -> list[str]:
     seconds = f"{summary['seconds']:.0f} s" if summary["seconds"] >= 1 else "under 1 s"
     statistics = len(summary["mixed_statistics"])
     note = f"note: {statistics} batch-norm statistics are mixed too, and fit no mixture; see batch_norm in recipes"
+    overflows = summary["overflows"]
+    warning = (
+        f"warning: {sum(overflows.values())} entries overflowed, in {len(overflows)} tensors such as "
+        f"{next(iter(overflows), '')}: {dtypes} cannot hold them; give a wider --dtype, such as float32"
+    )
     return [
         f"{summary['method']}: {spell(summary['coefficients'])}",
         f"{tensors}, {count:,} parameters, {dtypes}, {size / 1e6:.1f} MB",
         f"predicted: {summary['bytes_memory'] / 1e6:.0f} MB of memory, {seconds} from a cold disk",
         *([note] if statistics else []),
+        *([warning] if overflows else []),
         f"{done} {summary['out']}",
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,18 +47,28 @@ def command(
 
     Example: soups pick runs/sweep --preference CIDEr=0.7,BLEU4=0.3 --refine 4
     """
-    from soups.results import read_results
+    import yaml
+
+    from soups.recipes.chosen import command_of, recipe_of
+    from soups.results import SWEEP_NAME, read_manifest, read_results
     from soups.search.pick import pick, table_of
-    from soups.state import check_file
+    from soups.state import check_file, write_text
 
     check_file(recipe)
     wanted = options.named_numbers(preference, "--preference")
     num_new = _refine(results_dir, wanted, refine, by, raw=raw, seed=seed) if refine else 0
     table = table_of(read_results(results_dir), wanted, raw=raw)
     data = pick(table, num_folds=folds, num_resamples=resamples, seed=seed)
-    data |= {"raw": raw, "num_new_points": num_new, "merge": _merge_command(results_dir, data["choice"])}
+    manifest = read_manifest(results_dir)
+    made_by = manifest and recipe_of(manifest, data["choice"]["coefficients"])
+    words = made_by and command_of(made_by)
+    merge = shlex.join([*words, "-o", "SOUP"]) if words else None
+    data |= {"raw": raw, "num_new_points": num_new, "merge": merge}
     if recipe is not None:
-        _write_recipe(results_dir, data["choice"], recipe)
+        if made_by is None:
+            fix = "give the output of soups sweep"
+            raise UserError(f"no {SWEEP_NAME} in this folder", where=str(results_dir), fix=fix)
+        write_text(recipe, yaml.safe_dump(made_by, sort_keys=False))
         data |= {"recipe": str(recipe)}
     show(data, _lines(data), as_json)
 
@@ -76,6 +87,8 @@ def _refine(results_dir: Path, preference: dict[str, float], num_points: int, by
         return table_of(read_results(results_dir), preference, raw=raw)
 
     sweep = reopen_sweep(results_dir)
+    if "extrapolate" in sweep.method.params:  # not recorded; new points lie between those that were permitted
+        sweep = replace(sweep, method=replace(sweep.method, params={**sweep.method.params, "extrapolate": True}))
     scorer = Scorer(sweep, results_dir)
     search = None
     if by != "halving":
@@ -92,43 +105,6 @@ def _refine(results_dir: Path, preference: dict[str, float], num_points: int, by
             search.tell(float(now.utilities[nearest(now.coefficients, np.array(point))].mean()))
         print(f"{spell(result.coefficients)}   {spell(result.metrics)}", file=sys.stderr)
     return num_points
-
-
-def _write_recipe(results_dir: Path, choice: dict[str, Any], path: Path) -> None:
-    import yaml
-
-    from soups.recipes.chosen import recipe_of
-    from soups.results import SWEEP_NAME, read_manifest
-    from soups.state import write_text
-
-    manifest = read_manifest(results_dir)
-    if manifest is None:
-        raise UserError(f"no {SWEEP_NAME} in this folder", where=str(results_dir), fix="give the output of soups sweep")
-    recipe = recipe_of(manifest, choice["coefficients"], str(results_dir / SWEEP_NAME))
-    write_text(path, yaml.safe_dump(recipe, sort_keys=False))
-
-
-def _merge_command(results_dir: Path, choice: dict[str, Any]) -> str | None:
-    """Return the command that writes the choice to disk, from what the folder says was swept."""
-    from soups.results import read_manifest
-
-    manifest = read_manifest(results_dir)
-    if manifest is None or any(manifest.get(key) for key in ("modules", "rules", "policies", "extras")):
-        return None  # these need a recipe file
-    used = {name: weight for name, weight in choice["coefficients"].items() if weight != 0}
-    if manifest["base"]:  # methods with a base may depend on every model
-        used = choice["coefficients"]
-    words = ["soups", "merge", *(manifest["checkpoints"][name]["path"] for name in used)]
-    words += ["--weights", ",".join(f"{weight:.12g}" for weight in used.values())]
-    if manifest["method"] != "linear":
-        words += ["--method", manifest["method"]]
-    for key, value in manifest["params"].items():
-        words += ["--param", f"{key}={value}"]
-    if manifest["base"]:
-        words += ["--base", manifest["base"]["path"]]
-    if manifest["integers"] != "error":
-        words += ["--integers", manifest["integers"]]
-    return shlex.join([*words, "-o", "SOUP"])
 
 
 def _lines(data: dict[str, Any]) -> list[str]:

@@ -26,7 +26,7 @@ def num_cores() -> int:
     return min(max(int(limit), 1), available) if limit.isdecimal() else available
 
 
-def run_jobs(jobs: Iterable[Job], num_threads: int, budget: int | None = None) -> None:
+def run_jobs(jobs: Iterable[Job], num_threads: int, budget: int | None = None) -> dict[int, object]:
     """Run the jobs, started in their order, each on one thread; numpy and torch release the lock of Python.
 
     Jobs that use torch must have imported it before: its threads and its gradients are then off in them.
@@ -36,14 +36,15 @@ def run_jobs(jobs: Iterable[Job], num_threads: int, budget: int | None = None) -
         num_threads: how many run at the same time.
         budget: the bytes that jobs that run at the same time may hold together; one job alone may hold more.
 
+    Returns:
+        What the jobs returned, by their index, without None.
+
     Raises:
         BaseException: the first that a job raised; the jobs that were not started then are not.
     """
     if num_threads == 1:
         with without_gradients():
-            for job in jobs:
-                job.run()
-        return
+            return {index: value for index, job in enumerate(jobs) if (value := job.run()) is not None}
     queue = _Queue(jobs, budget)
 
     def work() -> None:
@@ -57,6 +58,7 @@ def run_jobs(jobs: Iterable[Job], num_threads: int, budget: int | None = None) -
         _run(threads, queue)
     if queue.error is not None:
         raise queue.error
+    return queue.results
 
 
 def _run(threads: Sequence[threading.Thread], queue: _Queue) -> None:
@@ -93,10 +95,11 @@ class _Queue:
     """Hands out jobs to threads as the memory allows; remembers the first error."""
 
     def __init__(self, jobs: Iterable[Job], budget: int | None) -> None:
-        self._jobs = iter(jobs)
+        self._jobs = enumerate(jobs)
         self._budget = budget
         self._held = 0
         self._changed = threading.Condition()
+        self.results: dict[int, object] = {}
         self.error: BaseException | None = None
 
     def stop(self, error: BaseException) -> None:
@@ -108,9 +111,12 @@ class _Queue:
     def work(self) -> None:
         """Run jobs until there are none."""
         try:
-            while (job := self._next()) is not None:
+            while (taken := self._next()) is not None:
+                index, job = taken
                 try:
-                    job.run()
+                    value = job.run()
+                    if value is not None:
+                        self.results[index] = value
                 finally:
                     with self._changed:
                         self._held -= job.num_bytes
@@ -118,16 +124,17 @@ class _Queue:
         except BaseException as error:  # raised again by the thread that waits
             self.stop(error)
 
-    def _next(self) -> Job | None:
+    def _next(self) -> tuple[int, Job] | None:
         with self._changed:
-            job = None if self.error else next(self._jobs, None)
-            if job is None:
+            taken = None if self.error else next(self._jobs, None)
+            if taken is None:
                 return None
+            _, job = taken
             self._changed.wait_for(lambda: self.error is not None or self._fits(job))
             if self.error is not None:
                 return None
             self._held += job.num_bytes
-            return job
+            return taken
 
     def _fits(self, job: Job) -> bool:
         return not self._held or self._budget is None or self._held + job.num_bytes <= self._budget

@@ -130,7 +130,8 @@ def check_live(infos: Mapping[str, Any], live: Mapping[str, torch.Tensor], spec:
         raise UserError(
             f"state() does not match the checkpoints in {len(problems)} tensors:{listed}",
             where=spec,
-            fix="return model.state_dict() of the architecture that was saved",
+            fix="return model.state_dict() of the architecture that was saved; where its library renames tensors as it "
+            "loads them (transformers: Mixtral, ViT), score files: --command, or soups.evaluators.function:of_file",
         )
 
 

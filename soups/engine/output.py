@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,13 +17,14 @@ from typing import Any
 from uuid import uuid4
 
 from soups.errors import UserError
-from soups.sources.info import ITEM_BYTES, TensorInfo
+from soups.sources.info import DTYPES, ITEM_BYTES, TensorInfo
 
 WEIGHTS_NAME = "model.safetensors"
 SYNC_SECONDS = 0.1  # a call returns when the disk is done, so a slow one is not asked more often than it can
-SIDE_FILES = (
-    "config.json",
-    "generation_config.json",
+CONFIG_NAME = "config.json"
+# In the whole configuration or in that of a part, under the name of transformers before 4.56 too; all else stays.
+NAMED_DTYPE = re.compile(rb'("(?:torch_)?dtype"\s*:\s*)"(?:torch\.)?(?:float64|float32|float16|bfloat16)"')
+TOKENIZER_FILES = (
     "*tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -31,25 +33,35 @@ SIDE_FILES = (
     "*.model",
     "chat_template*",
     "*processor*.json",
-    "*.py",
 )
+SIDE_FILES = (CONFIG_NAME, "generation_config.json", "*.py", *TOKENIZER_FILES)
 
 
 def check_free(out_dir: Path) -> None:
-    """Refuse an output folder that holds something, so that nothing is overwritten."""
+    """Refuse an output folder that holds something, so that nothing is overwritten, or cannot be replaced."""
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise UserError("the output is already there", where=str(out_dir), fix="remove it or give another -o")
+    place = _followed(out_dir)
+    if place.is_mount() or place == Path.cwd():
+        what = "the output is a new folder, which cannot take the place of a mounted disk or of the current folder"
+        raise UserError(what, where=str(out_dir), fix=f"give a folder inside it: -o {out_dir / 'soup'}")
 
 
 def check_space(out_dir: Path, num_bytes: int) -> None:
     """Refuse a disk that has no room for the output, before anything is read or written."""
-    free = shutil.disk_usage(next(folder for folder in (out_dir, *out_dir.absolute().parents) if folder.exists())).free
+    # The output is made beside its place: what counts is the disk of the folder that it will be in.
+    free = shutil.disk_usage(next(folder for folder in _followed(out_dir).parents if folder.exists())).free
     if free < num_bytes:
         raise UserError(
             f"{_megabytes(num_bytes)} are needed, {_megabytes(free)} are free",
             where=str(out_dir),
             fix="free some space, or give another -o",
         )
+
+
+def _followed(out_dir: Path) -> Path:
+    """Return the absolute path behind links: a folder can replace an empty one, but not a link to one."""
+    return Path(os.path.realpath(out_dir))
 
 
 @contextmanager
@@ -62,16 +74,17 @@ def new_folder(out_dir: Path) -> Iterator[Path]:
         UserError: the output exists, or the disk is full, read-only or failing.
     """
     check_free(out_dir)
-    building = out_dir.parent / f".{out_dir.name}.{uuid4().hex[:8]}.tmp"
+    place = _followed(out_dir)
+    building = place.parent / f".{place.name}.{uuid4().hex[:8]}.tmp"
     try:
-        out_dir.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(out_dir)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(place)
         building.mkdir()
         with _locked(building):
             yield building
             _sync_folder(building)
-            building.rename(out_dir)
-        _sync_folder(out_dir.parent)
+            building.rename(place)
+        _sync_folder(place.parent)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         fix = (
@@ -135,12 +148,23 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def copy_side_files(source: Path, folder: Path) -> None:
-    """Copy the configuration, tokenizer and processor files of a checkpoint folder."""
+def copy_side_files(source: Path, folder: Path, dtype: str | None = None, patterns: Sequence[str] = SIDE_FILES) -> None:
+    """Copy the configuration, tokenizer and processor files of a checkpoint folder.
+
+    Args:
+        source: the checkpoint; a file has no such files.
+        folder: where to.
+        dtype: of the weights, if it may not be that of the source: a key of ``DTYPES``. Where the configuration names
+            a dtype, this one is put in its place, as from_pretrained loads what is named there.
+        patterns: of their names: of an adapter only those of the tokenizer, as its configuration is that of its base.
+    """
     if source.is_dir():
-        for pattern in SIDE_FILES:
+        for pattern in patterns:
             for path in sorted(p for p in source.glob(pattern) if p.is_file()):
                 shutil.copyfile(path, folder / path.name)
+    config = folder / CONFIG_NAME
+    if dtype is not None and config.is_file():
+        config.write_bytes(NAMED_DTYPE.sub(rb'\1"%s"' % DTYPES[dtype][0].encode(), config.read_bytes()))
 
 
 @dataclass(frozen=True)

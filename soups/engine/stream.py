@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -46,6 +47,7 @@ class Task:
         by_pieces: whether ``compute`` may be given flat pieces, in any order, instead of whole tensors.
         raw: does without torch what ``compute`` does, if that is possible: writes into its first argument from the
             entries of the sources, in their order.
+        may_overflow: whether finite entries may give infinite ones, which are then counted.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Task:
     compute: Callable[[torch.Tensor, Read], None]
     by_pieces: bool
     raw: Callable[[Raw, Sequence[Raw]], None] | None = None
+    may_overflow: bool = False
 
     @property
     def needs_torch(self) -> bool:
@@ -105,7 +108,7 @@ def stream(
     *,
     forks: bool = False,
     further: Sequence[Callable[[], Found]] = (),
-) -> list[Found]:
+) -> tuple[list[Found], dict[str, int]]:
     """Compute every task and write the result at its place.
 
     Args:
@@ -116,25 +119,23 @@ def stream(
         further: work for the same threads or processes; it is started first.
 
     Returns:
-        What the further work returned.
+        What the further work returned; and by tensor, the number of entries that were made of finite ones and are not.
     """
     import soups.engine.arrays  # noqa: F401 - numpy, before the jobs start
 
     if any(task.needs_torch for task in tasks):
         import torch  # noqa: F401
-    jobs = _jobs(sorted(tasks, key=lambda task: task.place), readers, files)
+    jobs = chain(map(Job, further), _jobs(sorted(tasks, key=lambda task: task.place), readers, files))
     if forks and num_cores() > 1:
-        known = run_forked([*map(Job, further), *jobs], num_cores(), BUDGET_BYTES, files.start_syncing)
-        return [cast(Found, known[index]) for index in range(len(further))]
-    files.start_syncing()
-    found: dict[int, Found] = {}
-    more = [Job(partial(_keep, found, index, work)) for index, work in enumerate(further)]
-    run_jobs(chain(more, jobs), num_cores(), BUDGET_BYTES)
-    return [found[index] for index in range(len(further))]
-
-
-def _keep(found: dict[int, Found], index: int, work: Callable[[], Found]) -> None:
-    found[index] = work()
+        known = run_forked(list(jobs), num_cores(), BUDGET_BYTES, files.start_syncing)
+    else:
+        files.start_syncing()
+        known = run_jobs(jobs, num_cores(), BUDGET_BYTES)
+    overflows: Counter[str] = Counter()
+    for index in sorted(known):
+        if index >= len(further):
+            overflows.update(cast(dict[str, int], known[index]))
+    return [cast(Found, known[index]) for index in range(len(further))], dict(overflows)
 
 
 def _jobs(tasks: Sequence[Task], readers: Mapping[Checkpoint, Reader], files: WeightFiles) -> Iterator[Job]:
@@ -145,17 +146,22 @@ def _jobs(tasks: Sequence[Task], readers: Mapping[Checkpoint, Reader], files: We
             yield Job(partial(_run, task, start, min(start + step, size), readers, files), task.num_bytes)
 
 
-def _run(task: Task, start: int, stop: int, readers: Mapping[Checkpoint, Reader], files: WeightFiles) -> None:
-    """Make some entries of a tensor, piece by piece."""
+def _run(
+    task: Task, start: int, stop: int, readers: Mapping[Checkpoint, Reader], files: WeightFiles
+) -> dict[str, int] | None:
+    """Make some entries of a tensor, piece by piece; return how many overflowed, by its name, if any did."""
     step = PIECE_ELEMENTS if task.is_cut else max(stop - start, 1)
     make = _with_torch if task.needs_torch else _with_arrays
+    overflowed = 0
     for first in range(start, max(stop, start + 1), step):
-        data = make(task, first, min(first + step, stop), readers)
+        data, count = make(task, first, min(first + step, stop), readers)
         files.write(task.name, first * ITEM_BYTES[task.info.dtype], data)
+        overflowed += count
+    return {task.name: overflowed} if overflowed else None
 
 
-def _with_arrays(task: Task, start: int, stop: int, readers: Mapping[Checkpoint, Reader]) -> memoryview:
-    from soups.engine.arrays import Raw, reused
+def _with_arrays(task: Task, start: int, stop: int, readers: Mapping[Checkpoint, Reader]) -> tuple[memoryview, int]:
+    from soups.engine.arrays import Raw, num_not_finite, reused
 
     def entries(slot: int, dtype: str) -> Raw:
         return Raw(reused(("piece", slot), (stop - start) * ITEM_BYTES[dtype]), dtype, ITEM_BYTES[dtype])
@@ -167,17 +173,25 @@ def _with_arrays(task: Task, start: int, stop: int, readers: Mapping[Checkpoint,
     out = entries(len(inputs), task.info.dtype)
     assert task.raw is not None
     task.raw(out, inputs)
-    return out.data.data
+    overflowed = num_not_finite(out.data, out.dtype) if task.may_overflow else 0
+    if overflowed and any(num_not_finite(part.data, part.dtype) for part in inputs):
+        overflowed = 0  # it was there before
+    return out.data.data, overflowed
 
 
-def _with_torch(task: Task, start: int, stop: int, readers: Mapping[Checkpoint, Reader]) -> memoryview:
+def _with_torch(task: Task, start: int, stop: int, readers: Mapping[Checkpoint, Reader]) -> tuple[memoryview, int]:
     import torch
 
     from soups.engine.arrays import reused
 
     slots = count()
+    inputs: list[torch.Tensor] = []
 
     def read(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+        inputs.append(entries(checkpoint, name))
+        return inputs[-1]
+
+    def entries(checkpoint: Checkpoint, name: str) -> torch.Tensor:
         if not task.is_cut:
             return readers[checkpoint](name)
         memory = reused(("piece", next(slots)), (stop - start) * ITEM_BYTES[checkpoint.infos[name].dtype])
@@ -186,4 +200,12 @@ def _with_torch(task: Task, start: int, stop: int, readers: Mapping[Checkpoint, 
     shape = (stop - start,) if task.is_cut else task.info.shape
     out = torch.empty(shape, dtype=getattr(torch, DTYPES[task.info.dtype][0]))
     task.compute(out, read)
-    return out.view(-1).view(torch.uint8).numpy().data
+    overflowed = _num_not_finite(out) if task.may_overflow else 0
+    if overflowed and any(map(_num_not_finite, inputs)):
+        overflowed = 0  # it was there before
+    return out.view(-1).view(torch.uint8).numpy().data, overflowed
+
+
+def _num_not_finite(tensor: torch.Tensor) -> int:
+    values = tensor.float() if tensor.element_size() == 1 else tensor  # torch cannot ask float8
+    return int((~values.isfinite()).sum())

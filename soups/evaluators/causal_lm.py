@@ -8,7 +8,9 @@ prompt; columns are the other fields of the prompts' records. One with settings 
         --arg prompts=prompts.jsonl --arg 'rewards={"brevity": "rewards:brevity", "kindness": "rewards:kindness"}' \
         -o runs/sweep
 
-A checkpoint may be a folder of ``save_pretrained`` or a LoRA adapter of PEFT, whose base is then loaded.
+A checkpoint may be a folder of ``save_pretrained`` or a LoRA adapter of PEFT, whose base is then loaded. Where
+``transformers`` renames or joins tensors as it loads them, such as the experts of Mixtral, every point is written to a
+folder, in the dtype of the checkpoints, and loaded from there.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from soups.errors import UserError
 from soups.evaluator import import_function
+from soups.state import MAX_LISTED, open_checkpoint
 
 if TYPE_CHECKING:
     import torch
@@ -100,6 +103,25 @@ class CausalLMEvaluator:
         return completions
 
 
+class ReloadingEvaluator:
+    """Scores a model whose tensors have other names than those of its files: loads it again for every point."""
+
+    def __init__(self, load: Callable[[Path], CausalLMEvaluator]) -> None:
+        self._load = load
+        self._samples: list[dict[str, str]] = []
+
+    def evaluate_checkpoint(self, path: Path) -> dict[str, list[float]]:
+        """Return the rewards of the checkpoint at ``path``, one per prompt."""
+        live = self._load(path)
+        scores = live.evaluate()
+        self._samples = live.samples()
+        return scores
+
+    def samples(self) -> list[dict[str, str]]:
+        """Return the first prompts with their answers."""
+        return self._samples
+
+
 def score(
     rewards: Mapping[str, Reward], records: Sequence[Record], completions: Sequence[str]
 ) -> dict[str, list[float]]:
@@ -121,7 +143,7 @@ def evaluator(
     batch_size: int = 8,
     device: str = "auto",
     dtype: str = "float32",
-) -> CausalLMEvaluator:
+) -> CausalLMEvaluator | ReloadingEvaluator:
     """Load the model and its tokenizer, from disk only.
 
     Args:
@@ -138,7 +160,7 @@ def evaluator(
         UserError: no prompts, no such reward, or no such dtype.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype {dtype!r}", where="--arg dtype", fix=f"choices: {', '.join(DTYPES)}")
@@ -146,10 +168,34 @@ def evaluator(
     records = read_prompts(Path(prompts), limit)
     folder = model_folder(Path(checkpoint_path))
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), local_files_only=True)
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    model.to(chosen)  # pyright: ignore[reportArgumentType]  # the decorator of `to` loses `self`
-    return CausalLMEvaluator(model, tokenizer, records, functions, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
+
+    def load(path: Path) -> CausalLMEvaluator:
+        model = _load_model(path, getattr(torch, dtype)).to(chosen)
+        return CausalLMEvaluator(model, tokenizer, records, functions, **options)
+
+    live = load(folder)
+    return live if open_checkpoint(folder).infos.keys() <= live.state().keys() else ReloadingEvaluator(load)
+
+
+def _load_model(path: Path, dtype: torch.dtype) -> Any:
+    """Load a model from disk; a tensor that its files lack would be random at every point.
+
+    Raises:
+        UserError: there is such a tensor.
+    """
+    from transformers import AutoModelForCausalLM
+
+    found: Any = AutoModelForCausalLM.from_pretrained(
+        path, dtype=dtype, local_files_only=True, output_loading_info=True
+    )
+    model, info = found
+    lacking = sorted(map(str, info["missing_keys"]))[:MAX_LISTED]
+    if lacking:
+        what = f"this checkpoint lacks tensors of {type(model).__name__}: {', '.join(lacking)}"
+        raise UserError(what, where=str(path), fix="give a whole causal language model, and its config.json")
+    return model
 
 
 def model_folder(checkpoint_path: Path) -> Path:

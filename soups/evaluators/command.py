@@ -81,7 +81,8 @@ def split_template(command: str) -> list[str]:
 def _run(words: Sequence[str], timeout: float | None) -> None:
     try:
         # Its own output goes to our error stream: our standard output is the result, possibly JSON.
-        done = subprocess.run(words, check=False, stdout=STDERR, stderr=subprocess.PIPE, timeout=timeout, text=True)
+        # Read as bytes: one that is no text must not end the sweep.
+        done = subprocess.run(words, check=False, stdout=STDERR, stderr=subprocess.PIPE, timeout=timeout)
     except OSError as error:
         raise UserError(f"cannot run {words[0]!r}: {error.strerror}", where="--command", fix="check it") from error
     except subprocess.TimeoutExpired as error:
@@ -89,7 +90,8 @@ def _run(words: Sequence[str], timeout: float | None) -> None:
             f"the command did not end within {timeout:g} s", where=shlex.join(words), fix="raise --arg timeout=SECONDS"
         ) from error
     if done.returncode != 0:
-        said = "".join(f"\n    {line}" for line in done.stderr.strip().splitlines()[-LAST_LINES:])
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        said = "".join(f"\n    {line}" for line in lines[-LAST_LINES:])
         raise UserError(
             f"the command ended with exit code {done.returncode}:{said}",
             where=shlex.join(words),

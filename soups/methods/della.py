@@ -21,9 +21,11 @@ EXACT = {"density": 1.0, "spread": 0.0}
 ROWS = 1024
 
 
-def check(weights: Sequence[float], *, density: float, spread: float, **others: object) -> None:
-    """Require that every probability, from density - spread/2 to density + spread/2, is in (0, 1]."""
+def check(weights: Sequence[float], *, density: float, spread: float, normalize: bool, **others: object) -> None:
+    """Require probabilities, from density - spread/2 to density + spread/2, in (0, 1], and a sum to divide by."""
     check_fraction("density", density)
+    if normalize and not sum(weights):
+        raise UserError("coefficients that sum to 0 have no average", fix="give others, or --param normalize=false")
     if spread < 0 or density - spread / 2 <= 0 or density + spread / 2 > 1:
         fix = f"give a spread from 0 to {min(2 * density, 2 - 2 * density):g}"
         raise UserError(f"spread is {spread:g} around a density of {density:g}", fix=fix)
@@ -72,14 +74,17 @@ def merge(
     spread: float = 0.2,
     scale: float = 1.0,
     elect: bool = True,
+    normalize: bool = False,
     seed: int = 0,
 ) -> Tensor:
     """Return the base plus ``scale`` times the sum of the task vectors, each entry times its factor.
 
-    With ``elect``, entries whose sign is not that of the weighted sum are left out.
+    With ``elect``, entries whose sign is not that of the weighted sum are left out. With ``normalize`` each sum is
+    divided by the coefficients of what is in it, as in `ties`.
     """
     endpoint = one_hot(weights)
     if endpoint is not None and density == scale == 1:
         return models[endpoint]
     deltas = [(models[index] - base) * factors[index] for index in used(weights)]
-    return base + combine(deltas, [weights[index] for index in used(weights)], elect=elect) * scale
+    kept_weights = [weights[index] for index in used(weights)]
+    return base + combine(deltas, kept_weights, elect=elect, normalize=normalize) * scale

@@ -18,12 +18,12 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "linear": ("linear", {"extrapolate": True}),  # there, coefficients are free
     "slerp": ("slerp", {}),
     "task_arithmetic": ("task_arithmetic", {}),
-    "ties": ("ties", {"density": 1.0}),
+    "ties": ("ties", {"density": 1.0, "normalize": True}),
     "dare_linear": ("dare", {"density": 1.0}),
     "dare_ties": ("dare", {"density": 1.0, "elect": True}),
     "breadcrumbs": ("breadcrumbs", {"density": 1.0, "outliers": 0.01}),
     "breadcrumbs_ties": ("breadcrumbs", {"density": 1.0, "outliers": 0.01, "elect": True}),
-    "della": ("della", {"density": 1.0, "spread": 0.3}),
+    "della": ("della", {"density": 1.0, "spread": 0.3, "normalize": True}),
     "della_linear": ("della", {"density": 1.0, "spread": 0.3, "elect": False}),
     "model_stock": ("model_stock", {}),
 }
@@ -96,17 +96,20 @@ def _mixture(
     if is_linear and base is not None and base not in [path for path, _ in models]:
         raise _refused("a base_model that is not one of the models of a linear merge", where)
     kept = [(path, settings) for path, settings in models if is_linear or path != base]
-    named, settings = _named([path for path, _ in kept]), [settings for _, settings in kept]
+    named, settings = _named([path for path, _ in kept], where), [settings for _, settings in kept]
     return {
         "models": named,
         **({} if is_linear else {"base": base}),
-        **_weights(named, settings, shared, name, where),
+        **_weights(named, settings, shared, name, fixed, where),
         "params": _params(fixed, settings, shared, name, where),
     }
 
 
-def _named(paths: Sequence[str]) -> dict[str, str]:
+def _named(paths: Sequence[str], where: str) -> dict[str, str]:
     """Name each model by the last part of its path, or by the whole path where that is not unique."""
+    twice = next((path for path in paths if paths.count(path) > 1), None)
+    if twice is not None:
+        raise _refused(f"a model that is given twice, {twice}", where, "give it once, with the sum of its weights")
     short = [path.rstrip("/").rpartition("/")[2] for path in paths]
     return {name if short.count(name) == 1 else path: path for name, path in zip(short, paths, strict=True)}
 
@@ -116,7 +119,7 @@ def _slerp(paths: Sequence[str], base: Any, shared: dict[str, Any], where: str) 
     others = [path for path in paths if path != base]
     if base is None or len(others) != 1:
         raise _refused("slerp of other than a base_model and one more model", where)
-    models = _named([str(base), others[0]])
+    models = _named([str(base), others[0]], where)
     first, second = models
     recipe: dict[str, Any] = {"models": models, "params": {"extrapolate": True}}  # there, t is free
     given = shared.pop("t", None)
@@ -155,7 +158,12 @@ def _number(value: Any, key: str, where: str) -> float:
 
 
 def _weights(
-    models: Mapping[str, str], settings: Sequence[dict[str, Any]], shared: dict[str, Any], method: str, where: str
+    models: Mapping[str, str],
+    settings: Sequence[dict[str, Any]],
+    shared: dict[str, Any],
+    method: str,
+    fixed: Mapping[str, Any],
+    where: str,
 ) -> dict[str, Any]:
     """Return the weights, divided by their sum where mergekit does so, and the rules for filters."""
     names, common = list(models), shared.pop("weight", None)
@@ -165,12 +173,10 @@ def _weights(
     missing = [name for name, value in zip(names, given, strict=True) if value is None]
     if missing:
         raise _refused(f"no weight for {', '.join(missing)}", where, "give parameters: {weight: ...}")
-    normalize = shared.pop("normalize", method in ("linear", "ties"))
-    if method == "ties":
-        shared["normalize"] = normalize  # a parameter of ours too
-    elif normalize and method not in ("linear", "task_arithmetic"):
-        raise _refused(f"normalize with {method}", where)
-    scaled = _normalized if normalize and method != "ties" else _as_given
+    normalize = "normalize" not in fixed and shared.pop("normalize", method == "linear")
+    if normalize and fixed.get("elect"):  # there, by what the signs leave of the weights; no parameter of ours
+        raise _refused(f"normalize with {method} and signs", where)
+    scaled = _normalized if normalize else _as_given
     if any(map(depends_on_layer, given)):
         table = values_by_tensor(given, _tensor_names(next(iter(models.values()))), where)
         return as_rules(names, {name: scaled(values, where) for name, values in table.items()})
@@ -207,8 +213,8 @@ def _params(
     """Return the parameters here; those given per model must agree."""
     params = dict(fixed)
     shared.pop("int8_mask", None)  # how masks are stored; changes no value
-    if method == "ties":
-        params["normalize"] = shared.pop("normalize")
+    if "normalize" in params:
+        params["normalize"] = shared.pop("normalize", params["normalize"])
     is_random = method in ("dare", "della")
     if method not in ("linear", "model_stock") and shared.pop("rescale", is_random) != is_random:
         raise _refused(f"rescale: {str(not is_random).lower()} with {method}", where)

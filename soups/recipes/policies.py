@@ -16,6 +16,7 @@ from soups.methods._weights import SUM_TOLERANCE, one_hot
 from soups.recipes.coefficients import Rule, matching, resolve_weights
 from soups.sources.info import TensorInfo
 from soups.state import MAX_LISTED, Checkpoint, check_compatible
+from soups.ties import copied_names
 
 if TYPE_CHECKING:
     from soups.methods import Method
@@ -136,7 +137,11 @@ def resolve(
     """
     inputs = _Inputs(checkpoints, base, method, integers, policies or Policies())
     _check_policies(inputs)
-    names = sorted({name for checkpoint in checkpoints for name in checkpoint.infos})
+    _refuse_scaled(inputs)
+    everything = [*checkpoints, *([base] if base else [])]
+    ties = (*inputs.policies.tied, *inputs.policies.untied)
+    copies = copied_names(everything) - {name for group in ties for name in group}
+    names = sorted({name for checkpoint in checkpoints for name in checkpoint.infos} - copies)
     table = resolve_weights(weights, rules, names)
     for each in sorted(set(table.values())):
         method.check(each, has_base=base is not None)
@@ -145,7 +150,7 @@ def resolve(
         raise UserError("no batch-norm statistics in these models", where="batch_norm", fix="remove the policy")
     if inputs.policies.keys == "error" and not vocabulary:
         any_dtype = inputs.policies.dtype is not None
-        check_compatible([*checkpoints, *([base] if base else [])], any_dtype=any_dtype)
+        check_compatible(everything, any_dtype=any_dtype, ignored=copies)
     method.check_extras({name: info for checkpoint in checkpoints for name, info in checkpoint.infos.items()})
     actions: dict[str, Action] = {}
     for name in names:
@@ -167,6 +172,21 @@ def _check_policies(inputs: _Inputs) -> None:
     if (policies.batch_norm == "recompute") != bool(policies.recompute):
         fix = "give both batch_norm: recompute and recompute: module:function, or neither"
         raise UserError("recomputing batch-norm statistics needs a function", where="policies", fix=fix)
+
+
+def _refuse_scaled(inputs: _Inputs) -> None:
+    """Refuse numbers that mean nothing without a scale of their own: the mean of such numbers is no mean of weights."""
+    for checkpoint in (*inputs.checkpoints, *([inputs.base] if inputs.base else [])):
+        for name in (name for name, info in checkpoint.infos.items() if info.dtype.startswith("F8")):
+            beside = name.rpartition(".")[0]
+            scales = (f"{name}_scale", f"{name}_scale_inv", f"{beside}.weight_scale", f"{beside}.scale_weight")
+            scale = next((scale for scale in scales if scale in checkpoint.infos), None)
+            if scale is not None:
+                raise UserError(
+                    f"{name!r} of {checkpoint.name!r} is quantised: float8, to be multiplied by {scale!r}",
+                    where=str(checkpoint.path),
+                    fix="dequantise the models first: save them in bfloat16 or float32, without the scales",
+                )
 
 
 def _vocabulary(policies: Policies, names: Sequence[str]) -> dict[str, Owners]:

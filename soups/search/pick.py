@@ -23,6 +23,7 @@ from soups.results import Result
 from soups.theory import best_coefficients
 
 MIN_GAIN = 1e-12
+DIGITS = 12  # of coefficients that are computed
 SEARCH = {1: 1, 2: 200, 3: 60, 4: 24, 5: 14}  # divisions of the lattice on which a fit is maximised
 
 
@@ -197,14 +198,15 @@ def pick(table: Table, *, num_folds: int = 5, num_resamples: int = 1000, seed: i
     for name, policy in usable_policies(table).items():
         chosen = policy(table, everything)
         index = nearest(table.coefficients, chosen)
+        measured = table.coefficients[index]
         held_out = None
         if num_samples > 1:
             held_out = float(np.mean([_held_out(table, policy, fold) for fold in folds]))
         rows.append(
             {
                 "policy": name,
-                "coefficients": _named(table.names, chosen),
-                "measured_at": _named(table.names, table.coefficients[index]),
+                "coefficients": _named(table.names, measured if _equal(chosen, measured) else chosen.round(DIGITS)),
+                "measured_at": _named(table.names, measured),
                 "utility": estimate(float(table.utilities[index].mean()), resampled[:, index], 0.95),
                 "held_out_utility": held_out,
             }
@@ -229,8 +231,13 @@ def nearest(coefficients: Floats, chosen: Floats) -> int:
     return int(((coefficients - chosen) ** 2).sum(axis=1).argmin())
 
 
+def _equal(chosen: Floats, measured: Floats) -> bool:
+    """Say whether a choice is a point that was measured, whose last digits then count: the same bytes are merged."""
+    return bool((chosen.round(DIGITS) == measured.round(DIGITS)).all())
+
+
 def _named(names: Sequence[str], coefficients: Floats) -> dict[str, float]:
-    return {name: round(float(weight), 12) for name, weight in zip(names, coefficients, strict=True)}
+    return {name: float(weight) for name, weight in zip(names, coefficients, strict=True)}
 
 
 def next_point(table: Table) -> Point | None:
@@ -249,7 +256,7 @@ def next_point(table: Table) -> Point | None:
     if distances[best, second] < 1 / 64:
         return None
     middle = (table.coefficients[best] + table.coefficients[second]) / 2
-    return tuple(round(float(weight), 12) for weight in middle)
+    return tuple(round(float(weight), DIGITS) for weight in middle)
 
 
 def _are_neighbours(distances: Floats, first: int, second: int) -> bool:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from soups.errors import UserError
+from soups.sources.config import OUTPUT
 from soups.sources.info import TensorInfo, corrupt
 from soups.sources.safetensors_file import read_safetensors
 from soups.sources.torch_file import read_torch_file
@@ -36,6 +37,8 @@ UNSUPPORTED = (
 )
 # Initialisations that also change the weights of the base: such an adapter does not fit the base on disk.
 MOVES_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga", "mica")
+# The heads that PEFT saves whole for a task, also where `modules_to_save` does not name them.
+TASK_HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
 MAX_LISTED = 5
 ROWS_AT_ONCE = 256
 
@@ -57,6 +60,11 @@ class Update:
     scale: float
     is_transposed: bool = False
     magnitude: str | None = None
+
+    @property
+    def is_embedding(self) -> bool:
+        """Say whether the layer is an embedding: its factors have a role of their own, whatever the layer is called."""
+        return ".lora_embedding_A" in self.a
 
     def apply(self, weight: torch.Tensor, factor: Callable[[str], torch.Tensor]) -> torch.Tensor:
         """Return the updated weight, computed in float64 and rounded once, to float32 or to a wider stored dtype."""
@@ -128,6 +136,11 @@ class Adapter:
         }
 
     @property
+    def changed(self) -> set[str]:
+        """Return the names of the tensors that differ from the base."""
+        return {f"{layer}.weight" for layer in self.layers} | set(self.replacements)
+
+    @property
     def base_path(self) -> Path:
         """Return the folder of the base that the configuration names.
 
@@ -143,17 +156,18 @@ class Adapter:
             )
         return Path(named)
 
-    def over(self, base: Mapping[str, TensorInfo]) -> tuple[dict[str, TensorInfo], dict[str, Update]]:
-        """Return the headers of the base with this adapter, and the updates of the weights that it changes.
+    def over(self, base: Mapping[str, TensorInfo]) -> tuple[dict[str, TensorInfo], dict[str, Update], list[str]]:
+        """Return the headers of the base with this adapter, the updates of weights, and the tensors new to the base.
 
         Raises:
             UserError: the adapter changes what the base does not have, or in another shape.
         """
-        named = [f"{layer}.weight" for layer in self.layers] + list(self.replacements)
-        # Heads are often saved with their model as a part (`bert.encoder...`), and bases without (`encoder...`).
-        cut = [name.partition(".")[2] for name in named]
-        spelled = dict(zip(named, cut if not set(named) <= set(base) and set(cut) <= set(base) else named, strict=True))
-        missing = [name for name in named if spelled[name] not in base]
+        changed = self.changed
+        whole = {name for name, stored in self.replacements.items() if self._may_be_new(name, stored)}
+        prefix = _prefix(changed - whole or changed, base)
+        infos = {prefix + name: info for name, info in base.items()}
+        # Not a single name of the base: another base, whatever the adapter brings.
+        missing = sorted(changed - set(infos) - (whole if changed & set(infos) else set()))
         if missing:
             more = f" and {len(missing) - MAX_LISTED} more" if len(missing) > MAX_LISTED else ""
             raise UserError(
@@ -161,12 +175,23 @@ class Adapter:
                 where=str(self.path),
                 fix="give the base that this adapter was trained on: --base DIR",
             )
-        infos = dict(base) | {spelled[name]: self.factors[stored] for name, stored in self.replacements.items()}
+        new = sorted(changed - set(infos))
+        infos |= {name: self.factors[stored] for name, stored in self.replacements.items()}
         updates = {
-            spelled[f"{layer}.weight"]: self._fitted(layer, update, infos[spelled[f"{layer}.weight"]])
+            f"{layer}.weight": self._fitted(layer, update, infos[f"{layer}.weight"])
             for layer, update in self.layers.items()
         }
-        return dict(sorted(infos.items())), updates
+        # A new head makes it the whole model, where all names have the prefix; else it stays what the base is.
+        cut = 0 if new else len(prefix)
+        infos = {name[cut:]: info for name, info in sorted(infos.items())}
+        return infos, {name[cut:]: update for name, update in updates.items()}, new
+
+    def _may_be_new(self, name: str, stored: str) -> bool:
+        """Say whether the base may lack a tensor: the adapter has it whole, and it is no name by mistake."""
+        modules = (*(self.config.get("modules_to_save") or ()), *TASK_HEADS.get(str(self.config.get("task_type")), ()))
+        is_saved = any(f".{module}." in f".{name}" for module in modules)
+        # PEFT adds these by itself where the vocabulary has grown or the embedding is trained.
+        return is_saved or ".base_layer." in stored or OUTPUT.fullmatch(name) is not None
 
     def _scale(self, layer: str, a: str) -> float:
         patterns = self.config.get("alpha_pattern") or {}
@@ -180,7 +205,7 @@ class Adapter:
         update_shape, rows = (b[0], *a[1:]), (weight.shape[0], math.prod(weight.shape[1:]))
         flat = (b[0], math.prod(a[1:]))
         fits = {False: flat == rows and update_shape == weight.shape, True: flat[::-1] == rows and len(a) == 2}
-        if "embedding" in update.a:
+        if update.is_embedding:
             fits[False] = False
         if a[0] != b[1] or math.prod(b[2:]) != 1 or not weight.is_float or not any(fits.values()):
             raise UserError(
@@ -190,13 +215,23 @@ class Adapter:
             )
         # Only a square weight leaves a choice.
         is_transposed = bool(self.config.get("fan_in_fan_out")) if all(fits.values()) else fits[True]
-        if update.magnitude and (len(a) != 2 or "embedding" in update.a):
+        if update.magnitude and (len(a) != 2 or update.is_embedding):
             raise UserError(
                 f"{layer!r} is no linear layer, and its adapter is a DoRA",
                 where=str(self.path),
                 fix="merge it into its base with PEFT: merge_and_unload()",
             )
         return Update(update.a, update.b, update.scale, is_transposed, update.magnitude)
+
+
+def _prefix(names: Set[str], base: Mapping[str, TensorInfo]) -> str:
+    """Return what the names of an adapter have before those of its base, such as ``bert.``; mostly nothing.
+
+    Heads are often saved with their model as a part (``bert.encoder...``), and bases without (``encoder...``).
+    """
+    first, *others = {name.partition(".")[0] + "." for name in names} or {""}
+    is_cut = not others and not names <= set(base) and {name.removeprefix(first) for name in names} <= set(base)
+    return first if is_cut else ""
 
 
 def is_adapter(path: Path) -> bool:

@@ -107,6 +107,10 @@ MAX_LISTED = 5
 MAX_WRAPPED = 5  # calls around the one that rebuilds a tensor
 
 
+class _OtherNumbers(PickleError):
+    """The file is sound, and holds numbers that are not understood here."""
+
+
 @dataclass(frozen=True)
 class _Stored:
     """A tensor and its place in a storage; legacy files tell only at their end where the storages are."""
@@ -148,6 +152,9 @@ def read_torch_file(path: Path, *, average: bool = False) -> dict[str, TensorInf
             where=str(path),
             fix="where you trust it, save the weights alone: torch.save(model.state_dict(), ...)",
         ) from error
+    except _OtherNumbers as error:
+        what = f"{error.args[0]}, which are not supported"
+        raise UserError(what, where=str(path), fix="save the weights without them, or as float32") from error
     except (*DAMAGE, zipfile.BadZipFile, struct.error) as error:
         raise corrupt(path, str(error)) from error
 
@@ -224,7 +231,7 @@ def _read_legacy(file: IO[bytes], path: Path) -> tuple[Any, dict[str, tuple[int,
     return value, places
 
 
-def _storage(reference: Any) -> tuple[str, str, int]:
+def _storage(reference: Any, name: str = "the file") -> tuple[str, str, int]:
     """Return key, dtype and first item of the storage that a persistent id names."""
     if not isinstance(reference, tuple) or len(reference) not in (5, 6):
         raise PickleError("a reference that names no storage")
@@ -232,7 +239,8 @@ def _storage(reference: Any) -> tuple[str, str, int]:
     if kind != "storage" or not isinstance(storage, Name) or not isinstance(key, str):
         raise PickleError("a reference that names no storage")
     if storage.full not in STORAGES:
-        raise PickleError(f"numbers of the kind {storage.full}")
+        kind = "complex numbers" if "Complex" in storage.full else f"numbers of the kind {storage.full}"
+        raise _OtherNumbers(f"{name} holds {kind}")
     return key, STORAGES[storage.full], view[0][1] if view and view[0] else 0
 
 
@@ -245,9 +253,10 @@ def find_weights(value: Any, path: Path, *, average: bool = False) -> Mapping[st
     if not isinstance(value, dict):
         what = value.name if isinstance(value, Call) else type(value).__name__
         raise UserError(f"holds {what}, not a dict of tensors", where=str(path), fix="save model.state_dict()")
-    if not average and _has_tensors(value):
-        return value
     found = {".".join(keys): state for keys in (AVERAGES if average else WEIGHTS) if (state := _at(value, keys))}
+    # Not before: beside the weights, programs put tensors of their own, such as the best accuracy and random states.
+    if not found and not average and _has_tensors(value):
+        return value
     if average:
         found = dict(list(found.items())[:1])  # the list is in order of preference
     if len(found) != 1:
@@ -310,7 +319,7 @@ def _rebuilt(name: str, call: Call, path: Path) -> _Stored:
     if kind not in ("tensor", "tensor_v2", "tensor_v3") or not isinstance(call.args[0], PersistentId):
         raise UserError(f"{name!r} is not a plain tensor ({kind})", where=str(path), fix="save dense tensors")
     reference, start, shape, strides = call.args[:4]
-    key, dtype, first = _storage(reference.value)
+    key, dtype, first = _storage(reference.value, repr(name))
     if kind == "tensor_v3":
         dtype = TORCH_DTYPES[call.args[6].full]
     numbers = (start, first, *shape, *strides)

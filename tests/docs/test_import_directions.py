@@ -62,9 +62,9 @@ LEVELS: dict[str, list[set[str]]] = {
         {"digests", "errors", "state", "points", "pareto", "evaluator", "results", "labels"}
         | {"metric_names", "modules", "theory", "sources", "batch_norm", "ties"}
         | {"engine", "engine.arrays", "engine.jobs", "engine.output", "engine.processes", "recipes"}
-        | {"recipes.chosen", "recipes.coefficients", "search"},
+        | {"recipes.coefficients", "search"},
         {"methods"},
-        {"recipes.policies", "recipes.compute"},
+        {"recipes.policies", "recipes.compute", "recipes.chosen"},
         {"adapters", "compare", "figures", "front", "interactive", "merge", "plot", "plot_panels", "engine.stream"},
         {"evaluators", "engine.live", "recipes.mergekit", "recipes.file", "scoring", "shares", "sweep"},
         {"diff", "statistics", "search.greedy", "search.learn", "path", "search.pick", "search.sampling"},

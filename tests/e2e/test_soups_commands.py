@@ -300,6 +300,7 @@ def test_a_program_a_function_of_a_path_and_a_live_model_agree(models, tmp_path)
         ("true {model} {result}", "wrote no {result}"),
         ("false {model} {result}", "exit code 1"),
         ("sh -c 'echo no disk >&2; exit 3' {model} {result}", "no disk"),
+        ("sh -c 'printf \"\\\\377 no text\\\\n\" >&2; exit 3' {model} {result}", "\N{REPLACEMENT CHARACTER} no text"),
         ("sh -c 'echo [1] > \"$1\"' {model} {result}", "not a table"),
         ("no-such-program {model} {result}", "cannot run 'no-such-program'"),
         ("echo '{model} {result}", "close the quote"),
@@ -309,6 +310,33 @@ def test_a_program_that_fails_is_one_error(models, tmp_path, command, message):
     text = soups("sweep", *models, "--command", command, "-o", tmp_path / "s", code=2)
     assert text.startswith("error: ")
     assert message in text
+
+
+def test_a_program_may_print_what_is_no_text(models, tmp_path):
+    program = tmp_path / "eval.py"
+    program.write_text(PROGRAM.format(root=str(ROOT), module=ME) + 'sys.stderr.buffer.write(b"\\xff")\n')
+    command = f"'{sys.executable}' '{program}' {{model}} {{result}}"
+    soups("sweep", *models, "--command", command, "--points", 2, "-o", tmp_path / "s")
+    assert len(read_results(tmp_path / "s")) == 2
+
+
+def talkative(checkpoint_path: Path) -> ModelEvaluator:
+    print("loading")
+
+    def noted(model: nn.Module) -> dict[str, list[float]]:
+        print("scoring")
+        return errors(model)
+
+    return ModelEvaluator(network(), noted)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_an_evaluator_prints_is_no_part_of_the_json(models, tmp_path, workers):
+    words = ["sweep", *models, "--evaluator", f"{ME}:talkative", "--points", "2", "-o", str(tmp_path / "s"), "--json"]
+    code = f"import sys; sys.argv[1:] = {[*words, '--workers', str(workers)]!r}; from soups.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert len(json.loads(done.stdout)["points"]) == 2
+    assert done.stderr.count("scoring") == 2
 
 
 def test_workers_give_the_same_table(models, tmp_path):

@@ -123,3 +123,34 @@ def test_wrong_options_are_one_clear_error(files, adapters, tmp_path, args, expe
     assert message.startswith("error: ")
     assert expected in message
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_the_copied_configuration_names_the_dtype_of_the_merge(tmp_path, dtype):
+    text = '{ "dtype": "bfloat16",\n "text_config": {"torch_dtype" : "torch.bfloat16", "a": "bfloat16"}, "x": 1.50 }'
+    for value, name in enumerate("ab"):
+        (tmp_path / name).mkdir()
+        save_file({"w": torch.full((2,), value, dtype=torch.bfloat16)}, tmp_path / name / "model.safetensors")
+        (tmp_path / name / "config.json").write_text(text)
+    soups("merge", tmp_path / "a", tmp_path / "b", "--dtype", dtype, "-o", tmp_path / "out")
+    changed = text.replace(': "bfloat16",\n', f': "{dtype}",\n').replace("torch.bfloat16", dtype)
+    assert (tmp_path / "out" / "config.json").read_text() == changed
+    soups("merge", tmp_path / "a", tmp_path / "b", "-o", tmp_path / "plain")
+    assert (tmp_path / "plain" / "config.json").read_text() == text
+
+
+def test_transformers_loads_the_dtype_that_a_recipe_asked_for(tmp_path):
+    from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+
+    for seed, name in enumerate("ab"):
+        torch.manual_seed(seed)
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=8, n_positions=8, n_embd=4, n_layer=1, n_head=1))
+        model.bfloat16().save_pretrained(tmp_path / name)
+    models = f"models: {{a: {tmp_path / 'a'}, b: {tmp_path / 'b'}}}"
+    (tmp_path / "recipe.yaml").write_text(f"{models}\npolicies: {{dtype: F32}}\n")
+    soups("merge", tmp_path / "recipe.yaml", "-o", tmp_path / "out")
+    stored = load_file(tmp_path / "out" / "model.safetensors")["transformer.wte.weight"]
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()["transformer.wte.weight"]
+    assert stored.dtype == loaded.dtype == torch.float32
+    assert loaded.equal(stored)
+    assert not loaded.equal(loaded.bfloat16().float())  # the mean of two numbers may need a digit more

@@ -281,6 +281,45 @@ class _Usage:
         self.free = free
 
 
+def test_the_space_that_counts_is_that_of_the_folder_that_is_written_to(tmp_path, monkeypatch):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "empty").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "other" / "empty")
+    asked: list[Path] = []
+    monkeypatch.setattr(output.shutil, "disk_usage", lambda path: asked.append(path) or _Usage(10**9))
+    merge(recipe(tmp_path), tmp_path / "out")
+    assert asked == [tmp_path / "other"]
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_link_to_an_empty_folder_or_to_none_is_followed(tmp_path, is_there):
+    (tmp_path / "disk").mkdir()
+    if is_there:
+        (tmp_path / "disk" / "soup").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk" / "soup")
+    merge(recipe(tmp_path), tmp_path / "out")
+    assert (tmp_path / "out").is_symlink()
+    assert names_in(tmp_path / "disk") == ["soup"]
+    assert load_file(tmp_path / "disk" / "soup" / "model.safetensors").keys() == tensors(0).keys()
+
+
+@pytest.mark.parametrize("is_mount", [True, False], ids=["mount", "current"])
+def test_a_folder_that_cannot_be_replaced_is_refused_before_the_work(tmp_path, monkeypatch, is_mount):
+    given = recipe(tmp_path)
+    out = tmp_path / "volume"
+    out.mkdir()
+    if is_mount:
+        monkeypatch.setattr(Path, "is_mount", lambda self: self == out)
+    else:
+        monkeypatch.chdir(out)
+    with pytest.raises(UserError, match="cannot take the place of a mounted disk") as caught:
+        merge(given, out)
+    assert caught.value.fix == f"give a folder inside it: -o {out / 'soup'}"
+    assert names_in(tmp_path) == ["m0", "m1", "volume"]
+    merge(given, out / "soup")
+    assert names_in(out) == ["soup"]
+
+
 def test_a_folder_without_permission_is_a_persons_error(tmp_path, monkeypatch):
     def refuse(self: Path, *args: object, **kwargs: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
@@ -393,3 +432,51 @@ def test_truncated_files_are_refused_before_a_byte_is_written(tmp_path, cut, mod
     assert "corrupt" in result.stderr
     assert str(path) in result.stderr
     assert names_in(tmp_path) == ["m0", "m1"]
+
+
+def save_pair(folder: Path, dtype: torch.dtype, **names: tuple[list[float], list[float]]) -> list[Path]:
+    for index in range(2):
+        stored = {name: torch.tensor(values[index], dtype=dtype) for name, values in names.items()}
+        save_file(stored, folder / f"n{index}.safetensors")
+    return [folder / "n0.safetensors", folder / "n1.safetensors"]
+
+
+OVERFLOWS = {
+    "stored": (torch.float32, {"w": ([1e6, 1.0, -7e4], [1e6, 2.0, -8e4])}, ["--dtype", "float16"], {"w": 2}),
+    "was there": (torch.float32, {"w": ([float("inf"), 1e6], [1.0, 1e6])}, ["--dtype", "float16"], {}),
+    "not finite": (torch.float16, {"w": ([float("nan"), 1.0], [1.0, 1.0])}, ["--method", "slerp"], {}),
+    "held": (torch.float32, {"w": ([1e6, 1.0], [1e6, 2.0])}, ["--dtype", "bfloat16"], {}),
+    "sum": (torch.float16, {"w": ([4e4, 1.0], [4e4, 2.0])}, ["--extrapolate", "--weights", "1,1"], {"w": 1}),
+    "whole tensor": (torch.float16, {"v": ([6e4, -6e4], [6e4, -5e4])}, ["TIES"], {"v": 2}),
+    "float8": (torch.float8_e4m3fn, {"w": ([300, 1], [300, 2])}, ["--extrapolate", "--weights", "1,1"], {"w": 1}),
+    "bfloat16": (torch.bfloat16, {"w": ([3e38], [3e38])}, ["--extrapolate", "--weights", "1,1"], {"w": 1}),
+}
+TIES = ["--method", "ties", "--weights", "1,2", "--param", "normalize=false", "--param", "density=1.0"]
+
+
+@pytest.mark.parametrize("threads", ["1", "2"])
+@pytest.mark.parametrize("case", OVERFLOWS)
+def test_entries_that_the_dtype_cannot_hold_are_counted(tmp_path, monkeypatch, case, threads):
+    dtype, names, flags, expected = OVERFLOWS[case]
+    paths = save_pair(tmp_path, dtype, **names)
+    if flags == ["TIES"]:
+        save_file({name: torch.zeros(2, dtype=dtype) for name in names}, tmp_path / "base.safetensors")
+        flags = [*TIES, "--base", str(tmp_path / "base.safetensors")]
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    for number, as_json in enumerate((["--json"], [])):
+        words = ["merge", *map(str, paths), *flags, *as_json, "-o", str(tmp_path / f"out{number}")]
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0, done.output
+        if as_json:
+            assert json.loads(done.stdout)["overflows"] == expected
+        else:
+            assert ("warning: " in done.stdout) == bool(expected)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="copies of a process are made on Linux only")
+def test_entries_that_overflow_in_copies_of_the_process_are_counted(tmp_path):
+    paths = save_pair(tmp_path, torch.float32, **{f"w{i}": ([1e6, 1.0], [1e6, 2.0]) for i in range(4)})
+    words = [sys.executable, "-m", "soups", "merge", *paths, "--dtype", "float16", "--json", "-o", tmp_path / "out"]
+    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["overflows"] == {f"w{i}": 1 for i in range(4)}

@@ -69,6 +69,13 @@ def recipes(folder):
         "breadcrumbs": mixture("breadcrumbs", (0.5, 0.7), base, density=0.6, gamma=0.1),
         "breadcrumbs_ties": mixture("breadcrumbs_ties", (0.5, 0.7), base, density=0.6, gamma=0.1),
         "dare_dense": mixture("dare_ties", (0.5, 0.7), base),
+        "dare_linear_normalised": mixture("dare_linear", (0.5, 0.7), base, normalize=True),
+        "della_dense": mixture("della", (0.5, 0.7), base),
+        "della_dense_negative": mixture("della", (1.5, -0.4, 0.3), base, normalize=True, **{"lambda": 0.8}),
+        "della_dense_not_normalised": mixture("della", (0.5, 0.7), base, normalize=False),
+        "della_linear_dense": mixture("della_linear", (0.5, 0.7), base),
+        "della_linear_normalised": mixture("della_linear", (0.5, 0.7), base, normalize=True),
+        "breadcrumbs_normalised": mixture("breadcrumbs", (0.5, 0.7), base, density=0.6, gamma=0.1, normalize=True),
         "model_stock": {
             "merge_method": "model_stock",
             "base_model": base,

@@ -479,6 +479,22 @@ def test_fisher_and_regmean_read_a_folder_per_model(two):
         load_recipe(write(two, f"{{method: fisher, {models}}}")).check()
 
 
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [("l.weight", "l.weight_scale_inv"), ("l.weight", "l.weight_scale"), ("w", "w_scale"), ("l.w", "l.weight_scale")],
+)
+def test_float8_with_scales_is_refused_by_name(tmp_path, name, scale):
+    def model(number, **others):
+        return save(tmp_path / f"m{number}", {name: torch.full((2, 2), number).to(torch.float8_e4m3fn), **others})
+
+    scaled = [model(number, **{scale: torch.ones(1)}) for number in (1, 2)]
+    for weights, policies in (((0.5, 0.5), {}), ((0.5, 0.5), {"dtype": "F32"}), ((1.0, 0.0), {})):
+        with pytest.raises(UserError, match=f"'{name}' of 'm1' is quantised: .* by '{scale}'"):
+            recipe_of(*scaled, weights=weights, **policies).check()
+    plain = [model(3), model(1.5)]  # float8 alone is a dtype like others
+    assert result(recipe_of(*plain), tmp_path)[name].float().unique().tolist() == [2.25]
+
+
 # mergekit
 
 
@@ -579,7 +595,8 @@ def test_a_list_over_layers_needs_one_stack_of_layers(tmp_path):
         (mergekit(dtype="int8"), "dtype: int8"),
         (mergekit(parameters={"t": 1}), "parameters: t"),
         (mergekit("ties", base_model="x/c", parameters={"rescale": True}), "rescale: true with ties"),
-        (mergekit("dare_ties", base_model="x/c", parameters={"normalize": True}), "normalize with dare"),
+        (mergekit("dare_ties", base_model="x/c", parameters={"normalize": True}), "normalize with dare and signs"),
+        ({"merge_method": "linear", "models": [mergekit()["models"][0]] * 2}, "a model that is given twice, x/a"),
         (mergekit("ties", base_model="x/c", parameters={"density": [0, 1]}), r"density: \[0, 1\]"),
         ({"merge_method": "linear", "models": [{"model": "a"}]}, "no weight for a"),
         (
@@ -598,6 +615,22 @@ def test_a_list_over_layers_needs_one_stack_of_layers(tmp_path):
 def test_what_would_differ_from_mergekit_is_refused(data, message):
     with pytest.raises(UserError, match=f"not shared with mergekit: .*{message}"):
         from_mergekit(data, "here")
+
+
+def test_a_della_recipe_of_mergekit_is_an_average_unless_it_says_otherwise(two):
+    start, a, b = torch.zeros(3), torch.tensor([1.0, 2.0, -3.0]), torch.tensor([3.0, -1.0, -1.0])
+    for name, value in (("start", start), ("a2", a), ("b2", b)):
+        save(two / name, {"w": value})
+    models = [{"model": name, "parameters": {"weight": weight}} for name, weight in (("a2", 1.0), ("b2", 3.0))]
+    expected = {True: [10 / 4, -1.0, -6 / 4], False: [10.0, -3.0, -6.0]}  # of those with the sign of the sum
+    for number, parameters in enumerate(({}, {"normalize": True}, {"normalize": False})):
+        data = {"merge_method": "della", "base_model": "start", "models": models, "parameters": parameters}
+        path = write(two, json.dumps(data))
+        found = result(load_recipe(path), two, f"out{number}")["w"].tolist()
+        assert found == expected[parameters.get("normalize", True)]
+    linear = from_mergekit({**data, "merge_method": "della_linear", "parameters": {"normalize": True}}, "here")
+    assert linear["weights"] == {"a2": 0.25, "b2": 0.75}
+    assert "normalize" not in linear["params"]
 
 
 def test_a_file_of_mergekit_is_merged(two):

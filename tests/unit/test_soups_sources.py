@@ -68,6 +68,9 @@ WRAPPED = {
     "model": lambda s: {"model": s, "args": argparse.Namespace(lr=1e-4, tasks=["a", {"b": 1}])},
     "parallel": lambda s: {"state_dict": {f"module.{name}": tensor for name, tensor in s.items()}},
     "compiled": lambda s: {f"module._orig_mod.{name}": tensor for name, tensor in s.items()},
+    "beside its accuracy": lambda s: {"state_dict": s, "best_acc1": torch.tensor(71.5), "epoch": 3},
+    "beside random numbers": lambda s: {"rng": torch.zeros(8, dtype=torch.uint8), "model": s, "optimizer": {"lr": 1}},
+    "beside its loss": lambda s: {"epoch": 1, "model_state_dict": s, "loss": torch.tensor(0.5, requires_grad=True)},
     "module": lambda s: {"module": s, "path": Path("runs") / "x", "numbers": {1, 2}, "size": torch.Size([2])},
 }
 
@@ -78,6 +81,21 @@ def test_the_weights_are_found_in_what_training_programs_save(tmp_path, wrap, is
     path = tmp_path / "checkpoint.pth"
     torch.save(wrap(state()), path, _use_new_zipfile_serialization=not is_legacy)
     assert same(open_checkpoint(path).load(), state())
+
+
+def test_a_parameter_may_have_the_name_of_a_place_for_weights(tmp_path):
+    torch.save({"model": WEIGHT, "weights": WEIGHT + 1, "bias": WEIGHT[0]}, tmp_path / "model.pt")
+    expected = {"model": WEIGHT, "weights": WEIGHT + 1, "bias": WEIGHT[0]}
+    assert same(open_checkpoint(tmp_path / "model.pt").load(), expected)
+
+
+@pytest.mark.parametrize("is_legacy", [False, True], ids=["zip", "legacy"])
+def test_complex_numbers_are_said_to_be_complex(tmp_path, is_legacy):
+    state = {"weight": WEIGHT, "freqs_cis": torch.ones(2, dtype=torch.complex64)}
+    torch.save(state, tmp_path / "model.pt", _use_new_zipfile_serialization=not is_legacy)
+    where = "the file" if is_legacy else "'freqs_cis'"
+    with pytest.raises(UserError, match=f"^{where} holds complex numbers, which are not supported"):
+        open_checkpoint(tmp_path / "model.pt")
 
 
 def test_a_module_state_dict_with_its_metadata_is_read(tmp_path):

@@ -149,6 +149,25 @@ def test_dora_rescales_the_rows_of_the_updated_weight(tmp_path):
     close({"w": loaded["enc.gpt.weight"]}, {"w": expected.float()})
 
 
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_a_layer_of_an_embedding_that_is_no_embedding_is_updated_as_what_it_is(tmp_path, use_dora):
+    layers = {"embedding_mapping": (4, 4), "patch_embeddings.projection": (6, 4)}  # of ALBERT, of ViT
+    base = {f"{layer}.weight": draw(n, *shape) for n, (layer, shape) in enumerate(layers.items())}
+    save_file(base, tmp_path / "base.safetensors")
+    low = {}
+    for layer, (rows, columns) in layers.items():
+        low |= {f"{layer}.lora_A.weight": draw(rows, 2, columns), f"{layer}.lora_B.weight": draw(rows + 1, rows, 2)}
+        low |= {f"{layer}.lora_magnitude_vector": draw(rows + 2, rows).abs()} if use_dora else {}
+    path = save_adapter(tmp_path / "a", low, use_dora=use_dora)
+    found = open_checkpoint(path, adapter_base=open_checkpoint(tmp_path / "base.safetensors")).load()
+    for layer in layers:
+        b, a = (low[f"{layer}.lora_{side}.weight"].double() for side in "BA")
+        expected = base[f"{layer}.weight"].double() + 4 * b @ a
+        if use_dora:
+            expected *= (low[f"{layer}.lora_magnitude_vector"].double() / expected.norm(dim=1))[:, None]
+        torch.testing.assert_close(found[f"{layer}.weight"].double(), expected, rtol=1e-6, atol=1e-6)
+
+
 def test_a_half_precision_base_gives_updates_that_are_not_rounded_to_it(tmp_path):
     base, low = save_base(tmp_path / "base"), factors(10, 2)
     save_file({n: t.bfloat16() if t.is_floating_point() else t for n, t in base.items()}, tmp_path / "h.safetensors")
@@ -256,6 +275,62 @@ def test_adapters_that_do_not_fit_their_base_are_refused(tmp_path):
         )
     with pytest.raises(UserError, match="has only A"):
         open_checkpoint(save_adapter(tmp_path / "c", {"enc.proj.lora_A.weight": draw(1, 2, 4)}))
+
+
+HEAD = {"modules_to_save": ["classifier"], "task_type": "SEQ_CLS"}
+
+
+@pytest.mark.parametrize("prefix", ["bert.", ""])
+def test_a_new_head_is_merged_over_a_base_without_it(tmp_path, prefix):
+    (tmp_path / "base").mkdir()
+    base = {"enc.weight": draw(1, 6, 4), "enc.bias": draw(2, 6)}
+    save_file({prefix + name: tensor for name, tensor in base.items()}, tmp_path / "base" / "model.safetensors")
+    expected = dict.fromkeys(["bert.enc.weight", "bert.enc.bias", "classifier.weight"], torch.zeros(1).double())
+    paths = []
+    for name, weight in (("a", 0.25), ("b", 0.75)):
+        low = {f"bert.{layer}": t for layer, t in pair("enc", 4, 6).items()} | {"bert.enc.bias": draw(len(paths), 6)}
+        low["classifier.weight"] = draw(7 + len(paths), 3, 4)
+        paths.append(save_adapter(tmp_path / name, low, lora_alpha=len(paths) + 1, **HEAD))
+        update = low["bert.enc.lora_B.weight"].double() @ low["bert.enc.lora_A.weight"].double() * len(paths) / 2
+        model = {"bert.enc.weight": base["enc.weight"] + update, **{n: low[n] for n in list(expected)[1:]}}
+        expected = {n: expected[n] + weight * model[n].double() for n in expected}
+    checkpoints = [open_checkpoint(path) for path in paths]
+    assert checkpoints[0].added == ["classifier.weight"]
+    merge(Recipe(checkpoints, (0.25, 0.75), get_method("linear")), tmp_path / "out")
+    # As the model with the head names them: transformers 4 drops a head among the names of a bare encoder.
+    close(load_file(tmp_path / "out" / "model.safetensors"), {n: t.float() for n, t in expected.items()})
+    assert "The base has no `classifier.weight`: load this" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["clasifier.weight", "bert.enc.bais", "enc.other.lora"])
+def test_a_name_by_mistake_is_no_new_head(tmp_path, name):
+    (tmp_path / "base").mkdir()
+    save_file({"bert.enc.weight": draw(1, 6, 4)}, tmp_path / "base" / "model.safetensors")
+    low = {f"bert.{layer}": t for layer, t in pair("enc", 4, 6).items()} | {"classifier.weight": draw(1, 3, 4)}
+    low |= pair("enc.other", 4, 6) if name.endswith("lora") else {name: draw(1, 6)}
+    with pytest.raises(UserError, match=f"the base has no {name.removesuffix('.lora')}"):
+        open_checkpoint(save_adapter(tmp_path / "a", low, **HEAD))
+    with pytest.raises(UserError, match=r"the base has no classifier\.weight"):  # nothing of it is in the base
+        open_checkpoint(save_adapter(tmp_path / "b", {"classifier.weight": draw(1, 3, 4)}, **HEAD))
+
+
+@pytest.mark.parametrize("mode", ["cat", "svd-4", "factor"])
+def test_tensors_stored_whole_are_not_summed(tmp_path, mode):
+    _, _, paths = soup(tmp_path, ranks=(2, 2))
+    with pytest.raises(UserError, match=r"sum to 2, and 'enc\.proj\.bias' is stored whole") as error:
+        merge_adapters(paths, ["a", "b"], (1.0, 1.0), mode, tmp_path / "out", extrapolate=True)
+    assert "--method task_arithmetic --base DIR" in error.value.fix
+    assert not (tmp_path / "out").exists()
+
+
+def test_updates_alone_may_be_summed(tmp_path):
+    base = save_base(tmp_path / "base")
+    low = [{n: t for n, t in factors(seed, 2).items() if ".lora_" in n} for seed in (10, 50)]
+    paths = [save_adapter(tmp_path / name, each) for name, each in zip("ab", low, strict=True)]
+    merge_adapters(paths, ["a", "b"], (1.0, 1.0), "cat", tmp_path / "out", extrapolate=True)
+    update = sum(each["enc.proj.lora_B.weight"].double() @ each["enc.proj.lora_A.weight"].double() for each in low)
+    expected = base["enc.proj.weight"].double() + 4 * update
+    close({"w": open_checkpoint(tmp_path / "out").load()["enc.proj.weight"]}, {"w": expected.float()})
 
 
 def test_modes_that_cannot_hold_the_mixture_are_refused(tmp_path):
