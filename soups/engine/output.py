@@ -17,11 +17,11 @@ from typing import Any
 from uuid import uuid4
 
 from soups.errors import UserError
+from soups.sources.config import CONFIG_NAME
 from soups.sources.info import DTYPES, ITEM_BYTES, TensorInfo
 
 WEIGHTS_NAME = "model.safetensors"
 SYNC_SECONDS = 0.1  # a call returns when the disk is done, so a slow one is not asked more often than it can
-CONFIG_NAME = "config.json"
 # In the whole configuration or in that of a part, under the name of transformers before 4.56 too; all else stays.
 NAMED_DTYPE = re.compile(rb'("(?:torch_)?dtype"\s*:\s*)"(?:torch\.)?(?:float64|float32|float16|bfloat16)"')
 TOKENIZER_FILES = (

@@ -244,14 +244,8 @@ def test_all_that_the_loader_reads_is_found(tmp_path: Path) -> None:
     ]
 
 
-def test_a_sound_without_pictures_is_one_line(tmp_path: Path) -> None:
-    with av.open(str(tmp_path / "a.mp4"), "w") as container:
-        stream = container.add_stream("aac", rate=16000, layout="mono")
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
-        frame.sample_rate = 16000
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    job = compress_videos.Job(tmp_path / "a.mp4", tmp_path / "out/a.mp4")
+def test_a_sound_without_pictures_is_one_line(tmp_path: Path, sound_in_mp4: Path) -> None:
+    job = compress_videos.Job(sound_in_mp4, tmp_path / "out/a.mp4")
     with pytest.raises(SystemExit, match=r"a\.mp4: the file has no picture track"):
         compress_videos._quietly(job, compress_videos.Settings())  # what its process does
     assert list((tmp_path / "out").iterdir()) == []
