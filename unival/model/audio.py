@@ -11,6 +11,7 @@ from torchaudio.functional import melscale_fbanks
 from transformers import initialization as init
 from transformers.modeling_utils import local_torch_dtype
 
+from unival.model.convolution import Conv2d
 from unival.model.norm import normalise_in_place
 
 
@@ -97,8 +98,8 @@ class ConvBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.conv1 = Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+        self.conv2 = Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(out_channels)
         self.bn2 = nn.BatchNorm2d(out_channels)
         normalise_in_place(self)

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from unival.errors import UserError
+from unival.model.convolution import convolve_faster
 from unival.model.linear import is_watched
 from unival.model.norm import freeze_batch_norm, normalise_in_place
 
-# Pixels that a CPU reads at a time in prediction. The largest tensor inside of a ResNet is 5.3 times as large; from
-# 32 MB on the C library of Linux takes new memory for each, which costs more than to compute what goes into it.
-PART_BYTES = 6 * 2**20
+# Pixels that a CPU reads at a time in prediction. The largest tensors inside of a ResNet are 5.3 times as large, and
+# for each of more than 32 MB the C library of Linux takes new memory, which costs more than to compute what goes into
+# it; smaller parts transform the kernels of `unival.model.convolution` more often.
+PART_BYTES = 12 * 2**20
 
 
 def build_image_encoder(options: Mapping[str, Any]) -> tuple[nn.Module, int]:
@@ -44,6 +46,7 @@ def build_image_encoder(options: Mapping[str, Any]) -> tuple[nn.Module, int]:
         backbone = cast(Any, timm.create_model(name, pretrained=False, **kind, **arguments))
     except (TypeError, AssertionError, IndexError) as error:  # what timm raises for its arguments
         raise UserError(f"image_encoder {name!r} does not take these options: {error}", where=str(arguments)) from None
+    convolve_faster(backbone)
     if frozen_norm:
         freeze_batch_norm(backbone)
     if timm.models.is_model_in_modules(name, ["resnet"]):  # there every norm follows a convolution
