@@ -81,11 +81,15 @@ def _table(point: Any, path: Path) -> dict[str, Sequence[float]]:
         table: dict[str, Sequence[float]] = {}
         for metric, value in point["metrics"].items():
             value = value["value"] if isinstance(value, dict) else value
-            table[metric] = value if isinstance(value, list) else [float(value)]
+            table[metric] = [float(v) for v in value] if isinstance(value, list) else [float(value)]
+            if not table[metric] or not np.isfinite(table[metric]).all():
+                raise ValueError(metric)
         return table
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
         raise UserError(
-            "a point has no readable metrics", where=str(path), fix='each point is {"metrics": {name: number}}'
+            "a point has no readable metrics",
+            where=str(path),
+            fix='each point is {"metrics": {name: number}}, numbers finite, lists not empty',
         ) from error
 
 

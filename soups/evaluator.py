@@ -146,9 +146,13 @@ def checked_scores(scores: object, spec: str) -> dict[str, list[float]]:
         )
     table: dict[str, list[float]] = {}
     for metric, values in scores.items():
+        if str(metric) in table:
+            raise UserError(f"two metrics are called {str(metric)!r}", where=spec, fix="give each a name of its own")
         try:
+            if isinstance(values, str | bytes | Mapping):
+                raise TypeError(type(values).__name__)
             table[str(metric)] = [float(value) for value in values]
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise UserError(
                 f"the scores of {metric!r} are not a list of numbers", where=spec, fix="one score per sample"
             ) from error
@@ -174,4 +178,8 @@ def checked_samples(evaluator: Evaluator | FileEvaluator) -> list[dict[str, str]
     samples = getattr(evaluator, "samples", None)
     if samples is None:
         return []
-    return [{str(key): str(value) for key, value in sample.items()} for sample in samples()]
+    given: list[Any] = list(samples() or ())
+    if not all(isinstance(sample, Mapping) for sample in given):
+        kinds = ", ".join(sorted({type(sample).__name__ for sample in given}))
+        raise UserError(f"samples() gave {kinds}", fix="give mappings, such as {'prompt': ..., 'output': ...}")
+    return [{str(key): str(value) for key, value in sample.items()} for sample in given]

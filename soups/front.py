@@ -16,7 +16,7 @@ import numpy as np
 from soups import pareto
 from soups.compare import PointSet, compare, estimate
 from soups.errors import UserError, did_you_mean
-from soups.methods._weights import one_hot
+from soups.methods._weights import SUM_TOLERANCE
 from soups.metric_names import written
 from soups.pareto import Floats
 from soups.results import RESULTS_NAME, Result, read_results
@@ -98,12 +98,17 @@ def read_init(path: Path) -> dict[str, float]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         scores = content.get("metrics", content)
-        return {metric: float(np.mean(v)) for metric, v in scores.items() if isinstance(v, int | float | list)}
+        means = {
+            metric: float(np.mean(v)) for metric, v in scores.items() if v != [] and isinstance(v, int | float | list)
+        }
+        if not np.isfinite(list(means.values())).all():
+            raise ValueError("not finite")
+        return means
     except OSError as error:
         raise UserError("cannot read the scores of the initialisation", where=str(path), fix="check --init") from error
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(
-            "no scores in this file", where=str(path), fix='expected {"metrics": {name: number}}'
+            "no scores in this file", where=str(path), fix='expected {"metrics": {name: number}}, all finite'
         ) from error
 
 
@@ -147,8 +152,7 @@ def compute_front(
     resampled = pareto.resampled_means(scores, bootstrap.num_resamples, bootstrap.seed)  # B P K
     plane, planes = means[:, :num_axes], resampled[:, :, :num_axes]
     corner = pareto.reference_point(plane) if reference is None else np.asarray(reference, float)
-    # With coefficients per module there is no one straight line to compare with.
-    experts = None if any(result.modules for result in results) else expert_rows(coefficients)
+    experts = expert_rows(results)
     others = {
         name: PointSet(name, given.mean(axis=1), pareto.resampled_means(given, bootstrap.num_resamples, bootstrap.seed))
         for name, given in (series or {}).items()
@@ -179,10 +183,15 @@ def compute_front(
     }
 
 
-def expert_rows(coefficients: Floats) -> list[int] | None:
-    """Return the row of each expert among the points (all the weight on one), or None if one is missing."""
-    rows = {one_hot(row.tolist()): index for index, row in enumerate(coefficients)}
-    found = [rows.get(model) for model in range(coefficients.shape[1])]
+def expert_rows(results: Sequence[Result]) -> list[int] | None:
+    """Return the row of each model alone among the points, or None if there is no straight line between them.
+
+    There is none if one was not scored alone, with coefficients per module, or where they do not sum to one.
+    """
+    if any(result.modules or abs(sum(result.coefficients.values()) - 1) > SUM_TOLERANCE for result in results):
+        return None
+    rows = {result.alone: index for index, result in enumerate(results)}
+    found = [rows.get(name) for name in results[0].coefficients]
     return None if None in found else [row for row in found if row is not None]
 
 
@@ -258,20 +267,31 @@ def _straight_line(
         "hypervolume": estimate(value, values, level),
         "gain": estimate(gain, pareto.hypervolumes(planes, corner) - values, level),
         "area": _area(plane, planes, experts, level),
-        "num_below": pareto.num_below_chord(plane, plane[experts]) if len(experts) == plane.shape[1] == 2 else None,
+        "num_below": pareto.num_below_chord(plane, plane[experts]) if _is_falling(plane, experts) else None,
     }
+
+
+def _is_falling(plane: Floats, experts: list[int]) -> bool:
+    """Say whether there are two metrics and two experts, each the better in one."""
+    if not len(experts) == plane.shape[1] == 2:
+        return False
+    span = plane[experts[1]] - plane[experts[0]]
+    return bool(span[0] * span[1] < 0)
 
 
 def _area(plane: Floats, planes: Floats, experts: list[int], level: float) -> dict[str, float] | None:
     """Return the area above the chord of two experts, or None if one of them is better in both metrics.
 
-    Points are in order of the coefficient; those beyond an expert (extrapolated) have no chord and do not count.
+    None, too, where it is not sure which of them is the better in a metric: the box that the area is measured in may
+    then be nothing but noise. Points are in order of the coefficient; those beyond an expert (extrapolated) have no
+    chord and do not count.
     """
-    if not len(experts) == plane.shape[1] == 2:
+    if not _is_falling(plane, experts):
         return None
     first, last = experts
     span = plane[last] - plane[first]
-    if span[0] * span[1] >= 0:
+    low, high = pareto.interval(planes[:, last] - planes[:, first], level)
+    if (low * high <= 0).any():
         return None
     between = slice(first, last + 1)
     value = float(pareto.area_above_chord(plane[between], span))

@@ -96,22 +96,13 @@ def normalise(points: Floats, box: Floats) -> Floats:
     return (points - worst) / np.where(span > 0, span, 1.0)
 
 
-def heights(points: Floats, ends: Floats) -> Floats:
-    """Return the signed distance (P,) of points (P, 2) to the line through two ends (2, 2).
-
-    Positive above the line, that is on the side where both rewards grow, when the line falls.
-    """
-    along = ends[1] - ends[0]
-    length = float(np.hypot(along[0], along[1]))
-    if length == 0:
-        return np.zeros(len(points))
-    offset = points - ends[0]
-    sign = 1.0 if along[0] >= 0 else -1.0
-    return sign * (along[0] * offset[:, 1] - along[1] * offset[:, 0]) / length
-
-
 def evenly_spaced(num_points: int, count: int) -> NDArray[np.intp]:
-    """Return the indices (count,) of points evenly spaced among ``num_points``, first and last included."""
+    """Return the indices (count,) of points evenly spaced among ``num_points``.
+
+    Of three or more the first and the last are among them; one or two, which would be ends only, lie between.
+    """
+    if count < min(3, num_points):
+        return np.round((np.arange(count) + 0.5) / count * (num_points - 1)).astype(np.intp)
     return np.round(np.linspace(0, num_points - 1, min(count, num_points))).astype(np.intp)
 
 
@@ -126,15 +117,15 @@ def knee(points: Floats, ends: Floats | None = None) -> int:
     front = np.flatnonzero(nondominated(points))
     if ends is None:
         ends = points[front[points[front].argmax(axis=0)]]
-    measure = heights if points.shape[1] == 2 else plane_heights
-    above = measure(normalise(points[front], points), normalise(ends, points))
+    above = heights(normalise(points[front], points), normalise(ends, points))
     return int(front[above.argmax()])
 
 
-def plane_heights(points: Floats, corners: Floats) -> Floats:
-    """Return the signed distance (P,) of points (P, K) to the plane through K corners (K, K).
+def heights(points: Floats, corners: Floats) -> Floats:
+    """Return the signed distance (P,) of points (P, K) to the line or plane through K corners (K, K).
 
-    Positive where all rewards grow. If the corners span no plane that all rewards cross, its normal is the diagonal.
+    Positive where all rewards grow. If the corners span none that all rewards cross, as when one is the better in both,
+    its normal is the diagonal: neither the order of the rewards nor that of the corners counts.
     """
     *_, rows = np.linalg.svd(corners[1:] - corners[0])
     normal = rows[-1] * (1.0 if rows[-1].sum() >= 0 else -1.0)
@@ -172,7 +163,7 @@ def summarise_margins(values: Floats, tolerance: float = 1e-9) -> Margins:
 
 
 def num_below_chord(points: Floats, ends: Floats, tolerance: float = 1e-9) -> int:
-    """Count the points (P, 2) below the straight line between the two experts (2, 2), in their plane."""
+    """Count the points (P, 2) below the straight line between the two experts (2, 2), which must fall."""
     box = np.concatenate([points, ends])
     return int((heights(normalise(points, box), normalise(ends, box)) < -tolerance).sum())
 

@@ -11,7 +11,6 @@ import numpy as np
 from soups import pareto
 from soups.compare import estimate
 from soups.front import Bootstrap
-from soups.methods._weights import one_hot
 from soups.pareto import Floats
 from soups.results import Result
 
@@ -21,14 +20,15 @@ OUTPUT_KEYS = ("output", "prediction", "answer", "caption", "text")
 def paths(results: Sequence[Result]) -> dict[str, list[Result]]:
     """Return the results on each segment between two models, named ``first|second``, from first to second.
 
-    A segment needs both ends and one point between them; points beyond the ends are left out.
+    A segment needs both models alone and one point between them; points beyond the ends, and those with other
+    coefficients in some modules, are left out.
     """
     names = list(results[0].coefficients) if results else []
     found: dict[str, list[Result]] = {}
     for first, second in combinations(names, 2):
-        on_it = [r for r in results if _is_between(r.coefficients, first, second)]
+        on_it = [r for r in results if r.is_plain and _is_between(r.coefficients, first, second)]
         on_it.sort(key=lambda r: r.coefficients[second])
-        if len(on_it) > 2 and on_it[0].coefficients[first] == 1 and on_it[-1].coefficients[second] == 1:
+        if len(on_it) > 2 and (on_it[0].alone, on_it[-1].alone) == (first, second):
             found[f"{first}|{second}"] = on_it
     return found
 
@@ -67,7 +67,7 @@ def _dips(means: Floats, share: Floats) -> dict[str, Floats]:
     above = means - chord
     above[:, [0, -1]] = 0.0  # the ends are on the line, whatever rounding says
     ends = (first[:, 0] + last[:, 0]) / 2
-    return {"chord": -above.min(axis=1), "mean_of_ends": ends - means.min(axis=1), "gain": above.max(axis=1)}
+    return {"chord": (0.0 - above).max(axis=1), "mean_of_ends": ends - means.min(axis=1), "gain": above.max(axis=1)}
 
 
 def disagreement(results: Sequence[Result]) -> dict[str, dict[str, Any]]:
@@ -78,11 +78,7 @@ def disagreement(results: Sequence[Result]) -> dict[str, dict[str, Any]]:
     Aksela 2003: high is diverse) and Yule's ``q`` (low is diverse). ``outputs``: the share of the stored
     examples whose output differs.
     """
-    alone = {}
-    for result in results:
-        index = one_hot(list(result.coefficients.values()))
-        if index is not None:
-            alone[list(result.coefficients)[index]] = result
+    alone = {result.alone: result for result in results if result.alone is not None}
     return {
         f"{a}|{b}": {
             "metrics": {m: _differences(np.array(alone[a].scores[m]), np.array(alone[b].scores[m])) for m in metrics},

@@ -164,10 +164,9 @@ def _draw_line(axes: Axes, curve: Curve, zorder: float) -> None:
     if curve.line == "none" or len(path) < 2:
         return
     shades = [mark.shade for mark in curve.marks]
-    if curve.line == "solid" and shades and all(shade is not None for shade in shades):
+    if curve.path is None and curve.line == "solid" and shades and all(shade is not None for shade in shades):
         segments = np.stack([path[:-1], path[1:]], axis=1)
-        ends = np.array(shades, float)
-        at = np.interp(np.linspace(0, 1, len(path)), np.linspace(0, 1, len(ends)), ends)
+        at = np.array(shades, float)
         colours = SHADES((at[1:] + at[:-1]) / 2)
         axes.add_collection(LineCollection(list(segments), colors=colours, linewidths=2.0, zorder=zorder))
         return

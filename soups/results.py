@@ -17,11 +17,13 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from soups.errors import UserError
+from soups.methods import get_method
+from soups.methods._weights import one_hot
 
 RESULTS_NAME = "results.jsonl"
 SWEEP_NAME = "sweep.json"
@@ -29,7 +31,10 @@ SWEEP_NAME = "sweep.json"
 
 @dataclass(frozen=True)
 class Result:
-    """The scores of one point."""
+    """The scores of one point.
+
+    ``is_exact``, which is not stored with the point, says whether all the weight on one model is that model.
+    """
 
     key: str
     coefficients: Mapping[str, float]
@@ -39,6 +44,18 @@ class Result:
     samples: Sequence[Mapping[str, str]] = field(default_factory=list)
     seconds: float = 0.0
     modules: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    is_exact: bool = True
+
+    @property
+    def is_plain(self) -> bool:
+        """Say whether one set of coefficients holds for all tensors."""
+        return all(dict(part) == dict(self.coefficients) for part in self.modules.values())
+
+    @property
+    def alone(self) -> str | None:
+        """Return the name of the model that this point is, or None for a mixture."""
+        index = one_hot(list(self.coefficients.values())) if self.is_exact and self.is_plain else None
+        return None if index is None else list(self.coefficients)[index]
 
 
 def read_results(out_dir: Path) -> list[Result]:
@@ -55,7 +72,17 @@ def read_results(out_dir: Path) -> list[Result]:
             fix="give the output folder of soups sweep",
         )
     with path.open("rb") as file:
-        return _parse(file, path)[0]
+        results = _parse(file, path)[0]
+    manifest = read_manifest(out_dir)
+    return results if manifest is None else marked(results, manifest)
+
+
+def marked(results: Sequence[Result], manifest: Mapping[str, Any]) -> list[Result]:
+    """Return the results with what the sweep says about them: rules and trimming change a model that is alone."""
+    exact = get_method(manifest.get("method", "linear"), {}).exact_params
+    params = manifest.get("params", {})
+    is_exact = not manifest.get("rules") and all(params.get(name, value) == value for name, value in exact.items())
+    return [replace(result, is_exact=is_exact) for result in results]
 
 
 @contextmanager
@@ -105,6 +132,7 @@ def _cut_torn_line(file: BinaryIO, path: Path) -> list[Result]:
 def append_result(file: BinaryIO, result: Result) -> None:
     """Write one line and sync it to disk."""
     content = asdict(result)
+    del content["is_exact"]
     if not content["modules"]:
         del content["modules"]
     file.write(json.dumps(content, allow_nan=False, ensure_ascii=False).encode() + b"\n")

@@ -115,8 +115,8 @@ def _gram(objective: Objective, spec: str, limit: int | None) -> dict[str, torch
     rows: dict[str, int] = {}
 
     def watch(name: str) -> Callable[..., None]:
-        def hook(layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            flat = _unfolded(layer, inputs[0].detach())
+        def hook(layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...], named: dict[str, torch.Tensor]) -> None:
+            flat = _unfolded(layer, (inputs[0] if inputs else named["input"]).detach())
             product = (flat.t() @ flat).double()
             totals[name] = totals[name] + product if name in totals else product
             rows[name] = rows.get(name, 0) + len(flat)
@@ -124,7 +124,9 @@ def _gram(objective: Objective, spec: str, limit: int | None) -> dict[str, torch
         return hook
 
     layers = {name: layer for name, layer in objective.model.named_modules() if _is_linear(layer)}
-    hooks = [layer.register_forward_pre_hook(watch(f"{name}.weight")) for name, layer in layers.items()]
+    hooks = [
+        layer.register_forward_pre_hook(watch(f"{name}.weight"), with_kwargs=True) for name, layer in layers.items()
+    ]
     try:
         with torch.no_grad():
             for batch in _batches(objective, spec, limit):
@@ -134,11 +136,15 @@ def _gram(objective: Objective, spec: str, limit: int | None) -> dict[str, torch
             hook.remove()
     if not totals:
         raise UserError("no linear layer saw any input", where=spec, fix="call the model in the loss")
-    means = {name: total / rows[name] for name, total in totals.items()}
     state = objective.model.state_dict()
-    places = {state[name].data_ptr(): name for name in means}
-    owners = {name: places.get(tensor.data_ptr()) for name, tensor in state.items()}  # tied names share theirs
-    return {name: means[owner] for name, owner in owners.items() if owner is not None}
+    owners: dict[int, str] = {}
+    for name in totals:  # one weight in several layers has the inputs of all of them
+        owner = owners.setdefault(state[name].data_ptr(), name)
+        if owner != name:
+            totals[owner] = totals[owner] + totals[name]
+            rows[owner] += rows[name]
+    places = {name: owners.get(tensor.data_ptr()) for name, tensor in state.items()}
+    return {name: totals[owner] / rows[owner] for name, owner in places.items() if owner is not None}
 
 
 def _is_linear(layer: torch.nn.Module) -> bool:
@@ -155,6 +161,8 @@ def _unfolded(layer: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
 
     if isinstance(layer, torch.nn.Conv1d | torch.nn.Conv2d):
         assert not isinstance(layer.padding, str)
+        num_axes = 4 if isinstance(layer, torch.nn.Conv2d) else 3
+        inputs = inputs if inputs.ndim == num_axes else inputs.unsqueeze(0)  # one sample without a batch
         images = inputs if isinstance(layer, torch.nn.Conv2d) else inputs.unsqueeze(-2)
         numbers = (layer.kernel_size, layer.dilation, layer.padding, layer.stride)
         size, dilation, padding, stride = (

@@ -27,6 +27,7 @@ from soups.results import (
     Result,
     append_result,
     append_shared,
+    marked,
     new_or_old,
     open_results,
     read_manifest,
@@ -233,7 +234,7 @@ def run_sweep(
                     on_result(result, True)
     if is_shared:
         done |= {result.key: result for result in read_results(out_dir)}
-    return [done[key] for key in map(sweep.key, points) if key in done]
+    return marked([done[key] for key in map(sweep.key, points) if key in done], sweep.manifest())
 
 
 def reopen_sweep(out_dir: Path) -> Sweep:

@@ -53,7 +53,10 @@ def command(
     data["disagreement"] = disagreement(scored)
     if out is not None:
         write_text(out, json.dumps(data, indent=2) + "\n")
-    show(data, _lines(data), as_json)
+    lines = _lines(data)
+    if scored and not data["barriers"]:
+        lines.append("no barriers: they take both models alone and a point between them")
+    show(data, lines, as_json)
 
 
 def _scored(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,6 +55,8 @@ def command(
     x, y = choose_metrics(results, x, y)
     metrics = (x, y, *choose_more(results, also or (), (x, y)))
     corner = None if reference is None else options.numbers(reference, "--reference")
+    if corner is not None and not all(map(isfinite, corner)):
+        raise UserError(f"not a point: {reference}", where="--reference", fix="give finite numbers")
     if corner is not None and len(corner) != len(metrics):
         what = f"{len(corner)} numbers for {len(metrics)} metrics"
         raise UserError(what, where="--reference", fix="give one per metric: 0.5,0.2")
@@ -101,7 +104,10 @@ def _comparison_lines(data: dict[str, Any]) -> list[str]:
 
 def _margin_lines(data: dict[str, Any]) -> list[str]:
     if data["margins"] is None:
-        return ["margins over the straight line: not known, not every model was evaluated alone"]
+        totals = [sum(point["coefficients"].values()) for point in data["points"]]
+        is_mean = all(abs(total - 1) < 1e-6 for total in totals)
+        why = "not every model was evaluated alone" if is_mean else "coefficients do not sum to 1"
+        return [f"margins over the straight line: not known, {why}"]
     area = data["straight_line"]["area"]
     text = "" if area is None else f"{area['value']:.4f} [{area['low']:.4f}, {area['high']:.4f}] of the box of its ends"
     above = [f"area above the straight line: {text}"] if text else []

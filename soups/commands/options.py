@@ -162,12 +162,15 @@ def named_numbers(text: str, option: str) -> dict[str, float]:
 def read_series(option: str, items: Sequence[str] | None, metrics: Sequence[str]) -> dict[str, Floats]:
     """Read the scores of other sets of models, NAME=PATH each."""
     from soups.compare import read_scores
+    from soups.front import LINE, SOUPS
 
     series: dict[str, Floats] = {}
     for item in items or []:
         name, equals, path = item.partition("=")
         if not (name and equals and path):
             raise UserError(f"not NAME=PATH: {item!r}", where=option, fix=f"such as {option} morl=runs/morl")
+        if name in (*series, SOUPS, LINE):
+            raise UserError(f"{name!r} is taken", where=option, fix="give every set of models a name of its own")
         series[name] = read_scores(Path(path), metrics)
     return series
 

@@ -63,7 +63,7 @@ def command(
     made_by = manifest and recipe_of(manifest, data["choice"]["coefficients"])
     words = made_by and command_of(made_by)
     merge = shlex.join([*words, "-o", "SOUP"]) if words else None
-    data |= {"raw": raw, "num_new_points": num_new, "merge": merge}
+    data |= {"raw": raw, "has_experts": table.experts is not None, "num_new_points": num_new, "merge": merge}
     if recipe is not None:
         if made_by is None:
             fix = "give the output of soups sweep"
@@ -108,7 +108,8 @@ def _refine(results_dir: Path, preference: dict[str, float], num_points: int, by
 
 
 def _lines(data: dict[str, Any]) -> list[str]:
-    scale = "as they are" if data["raw"] else "in units of their range among the models"
+    among = "the models" if data["has_experts"] else "the points"
+    scale = "as they are" if data["raw"] else f"in units of their range among {among}"
     lines = [
         f"preference: {spell(data['preference'])}, metrics {scale}",
         f"{data['num_points']} points, {data['num_samples']} samples",

@@ -59,6 +59,18 @@ class Inputs:
             raise UserError("this figure needs the results of a sweep", where="SWEEPS", fix="give its folder")
         return results
 
+    def plain(self) -> Sequence[Result]:
+        """Return the results of the first sweep in which one set of coefficients holds for all tensors.
+
+        Raises:
+            UserError: there is none.
+        """
+        results = [result for result in self.main() if result.is_plain]
+        if not results:
+            what = "every point of this sweep has coefficients of its own for some modules"
+            raise UserError(what, where="SWEEPS", fix="draw it with: soups plot front")
+        return results
+
 
 def kind_names() -> list[str]:
     """List the kinds, aliases included."""

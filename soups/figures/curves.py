@@ -13,6 +13,7 @@ from soups import pareto
 from soups.errors import UserError
 from soups.figures.spec import GREY, PALETTE, Curve, Mark, details_of, expert_name, samples_of, shorten
 from soups.front import choose_metrics, compute_front
+from soups.methods._weights import SUM_TOLERANCE
 from soups.pareto import Floats
 from soups.results import Result
 
@@ -32,6 +33,13 @@ def interval_of(metrics: Estimates, x: str, y: str) -> tuple[float, float, float
     return metrics[x]["low"], metrics[x]["high"], metrics[y]["low"], metrics[y]["high"]
 
 
+def is_path(data: Mapping[str, Any]) -> bool:
+    """Say whether the points lie on the line between two models, so that one coefficient orders them."""
+    points = data["points"]
+    is_mixed = all(abs(sum(point["coefficients"].values()) - 1) <= SUM_TOLERANCE for point in points)
+    return len(data["checkpoints"]) == 2 and is_mixed and not any("modules" in point for point in points)
+
+
 def soup_marks(data: Mapping[str, Any], results: Sequence[Result], labelled: Sequence[float] = ()) -> list[Mark]:
     """Return a mark per point of a front, with its samples; ``labelled`` are coefficients written beside marks."""
     by_key = {result.key: result for result in results}
@@ -41,7 +49,7 @@ def soup_marks(data: Mapping[str, Any], results: Sequence[Result], labelled: Seq
     marks = []
     for index, point in enumerate(data["points"]):
         result = by_key[point["key"]]
-        name = None if result.modules else expert_name(point["coefficients"])
+        name = None if result.modules else result.alone
         marks.append(
             Mark(
                 x=point["metrics"][x]["value"],

@@ -15,6 +15,7 @@ from soups.figures.curves import (
     fitted_path,
     front_data,
     init_curve,
+    is_path,
     set_curves,
     soup_marks,
     trajectory_curves,
@@ -47,7 +48,7 @@ def front_plane(data: Mapping[str, Any], results: Sequence[Result], inputs: Inpu
     x, y, last = data["x"], data["y"], data["checkpoints"][-1]
     marks = soup_marks(data, results, () if title else LABELLED)  # a small panel has room for names only
     shares = [point["coefficients"][last] for point in data["points"]]
-    of_two = len(data["checkpoints"]) == 2 and not any("modules" in point for point in data["points"])
+    of_two = is_path(data)
     path = fitted_path(marks, shares, inputs.fit) if of_two else None
     line = "solid" if of_two and inputs.fit != "none" else "none"
     knee = data["knee"]["index"]

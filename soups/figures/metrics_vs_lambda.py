@@ -16,9 +16,9 @@ from soups.results import Result
 
 def figure(inputs: Inputs) -> Figure:
     """Draw the metrics of the first sweep, each relative to its value at the init (or at the first model)."""
-    results = inputs.main()
-    plane = metrics_plane(results, inputs.init)
-    return Figure("Metrics along the path", [plane], "Dashed: the straight line between the two models.")
+    plane = metrics_plane(inputs.plain(), inputs.init)
+    has_ends = any(curve.line == "dashed" for curve in plane.curves)
+    return Figure("Metrics along the path", [plane], "Dashed: the straight line between the two models." * has_ends)
 
 
 def metrics_plane(
@@ -34,8 +34,8 @@ def metrics_plane(
         raise UserError("this figure needs a sweep of two models", where="SWEEPS", fix="sweep at least 2 points")
     curves = []
     shares = [share_of(result) for result in results]
-    first = results[int(np.abs(shares).argmin())].metrics
-    starts = {metric: value if init is None else init.get(metric, value) for metric, value in first.items()}
+    first = results[int(np.abs(shares).argmin())]
+    starts = {metric: value if init is None else init.get(metric, value) for metric, value in first.metrics.items()}
     is_ratio = all(start > 0 for start in starts.values())
     for index, metric in enumerate(results[0].metrics):
         scores = np.array([result.scores[metric] for result in results])[:, :, None]
@@ -55,8 +55,10 @@ def metrics_plane(
         ]
         colour = PALETTE[index % len(PALETTE)]
         curves.append(Curve(written(metric), marks, colour))
-        ends = [mark for mark in marks if mark.x in (0.0, 1.0)]
-        curves.append(Curve(written(metric), ends, colour, "dashed", "none", in_legend=False))
-    unit_name = "the initialisation" if init is not None else shorten(names[0])
+        ends = [mark for mark, result in zip(marks, results, strict=True) if result.alone is not None]
+        if len(ends) == 2:
+            curves.append(Curve(written(metric), ends, colour, "dashed", "none", in_legend=False))
+    is_model = first.alone == names[0]
+    unit_name = "the initialisation" if init is not None else shorten(names[0]) if is_model else "the first point"
     scale = f"metric, relative to {unit_name}" if is_ratio else f"change from {unit_name}, in units of the range"
     return Plane(f"coefficient of {shorten(names[1])}", scale, curves, shaded=shaded)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from soups.figures import Inputs
-from soups.figures.curves import front_data, soup_marks, uncoloured
+from soups.figures.curves import front_data, is_path, soup_marks, uncoloured
 from soups.figures.spec import PALETTE, Curve, Figure, Plane
 
 
@@ -13,7 +13,7 @@ def figure(inputs: Inputs) -> Figure:
     curves = []
     for index, (name, results) in enumerate(inputs.sweeps.items()):
         data = front_data(results, first["x"], first["y"])
-        line = "solid" if len(data["checkpoints"]) == 2 else "none"
+        line = "solid" if is_path(data) else "none"
         marks = [uncoloured(mark) for mark in soup_marks(data, results)]
         curves.append(Curve(name, marks, PALETTE[index % len(PALETTE)], line))
     plane = Plane(first["labels"][first["x"]], first["labels"][first["y"]], curves)

@@ -17,7 +17,6 @@ from soups.figures.spec import (
     Spider,
     Spoke,
     details_of,
-    expert_name,
     samples_of,
     shorten,
     shown,
@@ -28,7 +27,7 @@ from soups.results import Result
 
 def figure(inputs: Inputs) -> Figure:
     """Draw the experts and the uniform soup of the first sweep; single points of further sweeps; the init."""
-    results = inputs.main()
+    results = inputs.plain()
     metrics = list(results[0].metrics)
     if len(metrics) < 3:
         raise UserError(f"a spider map needs three metrics; there are: {', '.join(metrics)}", fix="score more")
@@ -61,9 +60,8 @@ def _chosen(results: Sequence[Result]) -> list[tuple[str, Result, str]]:
     """Return the experts and, last, so that it is on top, the uniform soup."""
     chosen = []
     for result in results:
-        name = expert_name(result.coefficients)
-        if name is not None:
-            chosen.append((shorten(name), result, PALETTE[len(chosen) % len(PALETTE)]))
+        if result.alone is not None:
+            chosen.append((shorten(result.alone), result, PALETTE[len(chosen) % len(PALETTE)]))
     uniform = next((result for result in results if _is_uniform(result.coefficients)), None)
     return [*chosen, ("uniform soup", uniform, INK)] if uniform is not None else chosen
 

@@ -20,7 +20,7 @@ def figure(inputs: Inputs) -> Figure:
         raise UserError(
             "no examples are stored", where="SWEEPS", fix="let the evaluator define samples(), see docs/soups.md"
         )
-    first = results[0].samples[:MAX_SAMPLES]
+    first = results[0].samples[: min(MAX_SAMPLES, *(len(result.samples) for result in results))]
     key = next((key for key in INPUT_KEYS if key in first[0]), None)
     rows = [sample.get(key, "") if key else str(index + 1) for index, sample in enumerate(first)]
     cells = [[_output(result.samples[index], key) for result in results] for index in range(len(first))]

@@ -20,13 +20,13 @@ NUM_FOLDS = 5
 
 def figure(inputs: Inputs) -> Figure:
     """Draw a line per policy over the preference; metrics are 0 for the worst expert and 1 for the best (or init)."""
-    results = sorted(inputs.main(), key=share_of)
+    results = sorted(inputs.plain(), key=share_of)
     x, y = choose_metrics(results, inputs.x, inputs.y)
     shares = np.array([share_of(result) for result in results])
     if len(results[0].coefficients) != 2 or len(results) < 3:
         raise UserError("this figure needs a sweep of two models", where="SWEEPS", fix="sweep at least 3 points")
     scores = np.array([[r.scores[x], r.scores[y]] for r in results]).transpose(0, 2, 1)
-    experts = expert_rows(np.array([list(r.coefficients.values()) for r in results]))
+    experts = expert_rows(results)
     if experts is None:
         raise UserError("this figure needs both models alone", where="SWEEPS", fix="sweep with --points")
     means = scores.mean(axis=1)
@@ -47,9 +47,8 @@ def figure(inputs: Inputs) -> Figure:
     def matched(weights: Floats) -> float:
         return at(weights[1] if grows else weights[0])(weights)
 
-    curves = [
-        _curve(f"coefficient {share:g}", at(share), _mixed(share), "thin") for share in FIXED if _near(shares, share)
-    ]
+    measured = [float(shares[np.abs(shares - share).argmin()]) for share in FIXED if _near(shares, share)]
+    curves = [_curve(f"coefficient {share:.3g}", at(share), _mixed(share), "thin") for share in measured]
     curves.append(_curve("coefficient = preference", matched, GREY, "dashed"))
     if scores.shape[1] > 1:
         curves.append(_curve("cross-validated", lambda weights: _cross_validated(scores, weights), INK, "solid"))

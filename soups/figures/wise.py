@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from soups.errors import UserError
 from soups.figures import Inputs
-from soups.figures.curves import fitted_path, front_data, soup_marks, uncoloured
+from soups.figures.curves import fitted_path, front_data, is_path, soup_marks, uncoloured
 from soups.figures.front import front_plane
 from soups.figures.spec import PALETTE, Curve, Figure, Plane
 
@@ -24,7 +24,7 @@ def figure(inputs: Inputs) -> Figure:
         line = front_data(points, data["x"], data["y"])
         marks = soup_marks(line, points)
         shares = [point["coefficients"][line["checkpoints"][-1]] for point in line["points"]]
-        path = fitted_path(marks, shares, inputs.fit) if len(line["checkpoints"]) == 2 else None
+        path = fitted_path(marks, shares, inputs.fit) if is_path(line) else None
         thin.append(
             Curve(name, [uncoloured(mark) for mark in marks], PALETTE[index % len(PALETTE)], "thin", "small", path)
         )

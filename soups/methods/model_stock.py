@@ -30,12 +30,14 @@ def measure(models: Sequence[Tensor], weights: Sequence[float], base: Tensor, pl
     Jang et al. 2024 assume task vectors of equal norm and one angle between all pairs, and choose the point of
     the plane that is nearest to the centre of the fine-tuned weights. For coefficients w that sum to one this is
     the fraction c / (c + (1 - c) * sum w^2) of the way, c the mean cosine; for k equal coefficients it is the
-    paper's k c / (1 + (k - 1) c).
+    paper's k c / (1 + (k - 1) c). In that picture c is the squared distance of the centre from the base: of a
+    negative cosine it says nothing, and the formula would walk away from all models, so that is taken for zero.
     """
     chosen = used(weights)
     products = inner_products([models[index] for index in chosen], base)
     pairs = list(combinations(range(len(chosen)), 2))
     mean_cosine = sum(cosine(products, i, j) for i, j in pairs) / len(pairs) if pairs else 1.0
+    mean_cosine = max(mean_cosine, 0.0)
     denominator = mean_cosine + (1 - mean_cosine) * sum(weight**2 for weight in weights)
     fraction = mean_cosine / denominator if abs(denominator) >= MIN_DENOMINATOR else 0.0
     return [weight * fraction for weight in weights]

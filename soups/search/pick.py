@@ -17,6 +17,7 @@ from soups import pareto
 from soups.compare import estimate
 from soups.errors import UserError, did_you_mean
 from soups.front import expert_rows
+from soups.methods._weights import SUM_TOLERANCE
 from soups.pareto import Floats
 from soups.points import Point, lattice
 from soups.results import Result
@@ -38,6 +39,7 @@ class Table:
         coefficients: of the points (P, N).
         scores: per sample (P, S, K), each metric divided by its scale.
         experts: the row of each checkpoint alone, or None where one was not scored.
+        is_simplex: whether the coefficients of a point sum to one, so that a quadratic is fitted on a simplex.
     """
 
     names: Sequence[str]
@@ -46,6 +48,7 @@ class Table:
     coefficients: Floats
     scores: Floats
     experts: Sequence[int] | None
+    is_simplex: bool = True
 
     @property
     def utilities(self) -> Floats:
@@ -79,12 +82,13 @@ def table_of(results: Sequence[Result], preference: Mapping[str, float], *, raw:
     names = list(rows[0])
     coefficients = np.array([[row[name] for name in names] for row in rows])
     scores = np.array([[r.scores[metric] for metric in preference] for r in results]).transpose(0, 2, 1)
-    experts = None if results[0].modules else expert_rows(coefficients)
+    experts = expert_rows(results)
+    is_simplex = not results[0].modules and bool((np.abs(coefficients.sum(axis=1) - 1) <= SUM_TOLERANCE).all())
     means = scores.mean(axis=1)
     span = np.ptp(means if experts is None else means[experts], axis=0)
     scale = np.ones(len(preference)) if raw else np.where(span > 0, span, 1.0)
     weights = np.array(list(preference.values()), float)
-    return Table(names, list(preference), weights / weights.sum(), coefficients, scores / scale, experts)
+    return Table(names, list(preference), weights / weights.sum(), coefficients, scores / scale, experts, is_simplex)
 
 
 def _flat(result: Result) -> dict[str, float]:
@@ -129,8 +133,8 @@ def from_endpoints(table: Table, rows: Sequence[int]) -> Floats:
 
 def _on_specialists(table: Table, rows: Sequence[int], weigh: Callable[[Floats, list[int]], Floats]) -> Floats:
     assert table.experts is not None
+    best = specialists(table.scores[table.experts].mean(axis=1))  # in a part of the samples two may seem the same
     means = table.scores[np.ix_(table.experts, rows)].mean(axis=1)
-    best = specialists(means)
     coefficients = np.zeros(len(table.names))
     coefficients[best] = weigh(means, best)
     return coefficients
@@ -171,8 +175,7 @@ def usable_policies(table: Table) -> dict[str, Policy]:
     usable = dict(POLICIES)
     if table.experts is None or _specialists_or_none(table) is None:
         del usable["preference"], usable["closed form"]
-    has_modules = any("@" in name for name in table.names)
-    if has_modules or len(table.coefficients) < _quadratic(table.coefficients).shape[1]:
+    if not table.is_simplex or len(table.coefficients) < _quadratic(table.coefficients).shape[1]:
         del usable["quadratic fit"]
     return usable
 
@@ -211,7 +214,13 @@ def pick(table: Table, *, num_folds: int = 5, num_resamples: int = 1000, seed: i
                 "held_out_utility": held_out,
             }
         )
-    best = max(rows, key=lambda row: row["utility"]["value"] if num_samples < 2 else row["held_out_utility"])
+
+    def standing(row: dict[str, Any]) -> tuple[float, bool]:
+        # Of equals not the fit: through constant scores it is noise of rounding.
+        value = row["held_out_utility"] if num_samples > 1 else row["utility"]["value"]
+        return value, row["policy"] != "quadratic fit"
+
+    best = max(rows, key=standing)
     return {
         "preference": dict(zip(table.metrics, table.preference.tolist(), strict=True)),
         "num_points": len(table.coefficients),

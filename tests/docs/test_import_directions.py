@@ -59,12 +59,12 @@ LEVELS: dict[str, list[set[str]]] = {
         {"__main__"},
     ],
     "soups": [
-        {"digests", "errors", "state", "points", "pareto", "evaluator", "results", "labels"}
+        {"digests", "errors", "state", "points", "pareto", "evaluator", "labels"}
         | {"metric_names", "modules", "theory", "sources", "batch_norm", "ties"}
         | {"engine", "engine.arrays", "engine.jobs", "engine.output", "engine.processes", "recipes"}
         | {"recipes.coefficients", "search"},
         {"methods"},
-        {"recipes.policies", "recipes.compute", "recipes.chosen"},
+        {"recipes.policies", "recipes.compute", "recipes.chosen", "results"},
         {"adapters", "compare", "figures", "front", "interactive", "merge", "plot", "plot_panels", "engine.stream"},
         {"evaluators", "engine.live", "recipes.mergekit", "recipes.file", "scoring", "shares", "sweep"},
         {"diff", "statistics", "search.greedy", "search.learn", "path", "search.pick", "search.sampling"},

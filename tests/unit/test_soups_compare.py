@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from soups import pareto
+from soups.commands.options import read_series
 from soups.compare import PointSet, compare, read_scores
 from soups.errors import UserError
-from soups.front import compute_front
+from soups.front import compute_front, read_init
 from soups.metric_names import written
 from soups.results import Result
 
@@ -32,6 +33,8 @@ def test_the_hypervolume_is_that_of_a_count_of_cells(num_rewards):
 
 
 def test_equal_points_are_evenly_spaced_with_both_ends():
+    assert [pareto.evenly_spaced(11, count).tolist() for count in (1, 2, 3)] == [[5], [2, 8], [0, 5, 10]]
+    assert pareto.evenly_spaced(2, 2).tolist() == [0, 1]
     assert pareto.evenly_spaced(21, 11).tolist() == list(range(0, 21, 2))
     assert pareto.evenly_spaced(5, 9).tolist() == [0, 1, 2, 3, 4]
 
@@ -122,3 +125,63 @@ def test_coefficients_per_module_leave_no_straight_line():
 )
 def test_metrics_are_written_as_people_write_them(metric, text):
     assert written(metric) == text
+
+
+def free(coefficients, x, y):
+    scores = {"x": [x, x + 1], "y": [y, y + 1]}
+    return Result(f"{coefficients}", coefficients, {"x": x + 0.5, "y": y + 0.5}, 2, scores)
+
+
+def test_coefficients_that_do_not_sum_to_one_leave_no_straight_line():
+    rows = [free({"a": a, "b": b}, x, y) for a, b, x, y in ((1, 0, 0, 4), (0, 1, 4, 0), (1, 1, 3, 3), (0, 0, 1, 1))]
+    data = compute_front(rows, "x", "y")
+    assert data["straight_line"] is data["margins"] is None
+    assert compute_front(rows[:2], "x", "y")["straight_line"] is not None
+
+
+def test_where_one_model_is_better_in_both_neither_axes_nor_names_decide_the_knee():
+    rows = [soup(0.0, 0, 0), soup(0.25, 2, 3.5), soup(0.5, 3, 3.2), soup(0.75, 3.4, 2), soup(1.0, 1, 1)]
+    renamed = [Result(r.key, {"b": r.coefficients["a"], "a": r.coefficients["b"]}, *rest(r)) for r in rows]
+    turned = [Result(r.key, dict(reversed(r.coefficients.items())), *rest(r)) for r in rows]
+    found = [compute_front(given, *axes) for given in (rows, renamed, turned) for axes in (("x", "y"), ("y", "x"))]
+    assert {sorted(data["knee"]["coefficients"].values())[0] for data in found} == {0.5}
+    assert {data["straight_line"]["num_below"] for data in found} == {None}
+    assert {data["straight_line"]["area"] for data in found} == {None}
+
+
+def rest(result):
+    return result.metrics, result.num_samples, result.scores
+
+
+def test_an_area_in_a_box_that_may_be_noise_is_not_told():
+    points = (0.0, [0, 1, 0, 1.0], [4, 5, 4, 5.0]), (0.5, [3.0] * 4, [3.0] * 4), (1.0, [1, 0, 1, 0.1], [0, 1, 0, 1.0])
+    rows = [
+        Result(str(s), {"a": 1 - s, "b": s}, {"x": float(np.mean(x)), "y": float(np.mean(y))}, 4, {"x": x, "y": y})
+        for s, x, y in points
+    ]
+    assert compute_front(rows, "x", "y")["straight_line"]["area"] is None
+
+
+@pytest.mark.parametrize("value", ["NaN", "1e999", "[]", '[0.1, "x"]', "[NaN]"])
+def test_scores_that_are_no_numbers_are_refused_when_they_are_read(tmp_path, value):
+    path = tmp_path / "morl.json"
+    path.write_text(f'{{"points": [{{"metrics": {{"a": {value}}}}}]}}')
+    with pytest.raises(UserError, match="no readable metrics"):
+        read_scores(path, ("a",))
+
+
+@pytest.mark.parametrize("value", ["NaN", "1e999", '"x"'])
+def test_an_initialisation_without_finite_scores_is_refused(tmp_path, value):
+    path = tmp_path / "init.json"
+    path.write_text(f'{{"metrics": {{"a": [{value}], "b": 0}}}}')
+    with pytest.raises(UserError, match="no scores in this file"):
+        read_init(path)
+    path.write_text('{"metrics": {"a": [1, 2], "b": 0, "c": []}}')
+    assert read_init(path) == {"a": 1.5, "b": 0.0}
+
+
+@pytest.mark.parametrize("name", ["soups", "straight line", "morl"])
+def test_a_set_of_models_has_a_name_of_its_own(tmp_path, name):
+    (tmp_path / "m.json").write_text('{"points": [{"metrics": {"a": 1}}]}')
+    with pytest.raises(UserError, match="is taken"):
+        read_series("--compare", [f"morl={tmp_path / 'm.json'}", f"{name}={tmp_path / 'm.json'}"], ("a",))

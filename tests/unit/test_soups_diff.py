@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from soups.diff import diff, matching_units
 from soups.errors import UserError
 from soups.modules import module_of
 from soups.path import barriers, disagreement, paths
-from soups.results import Result
+from soups.results import Result, read_results
 from soups.state import open_checkpoint
 
 
@@ -119,3 +121,35 @@ def test_disagreement_of_right_and_wrong_answers():
         "q": 0.0,
     }
     assert row["outputs"] == {"num_samples": 2, "share": 0.5}
+
+
+def of_head(share, head, value):
+    """A result with a coefficient of its own for the head."""
+    weights = {"a": 1 - head, "b": head}
+    key = f"{share}{head}"
+    return Result(key, {"a": 1 - share, "b": share}, {"acc": value}, 1, {"acc": [value]}, modules={"head": weights})
+
+
+def test_a_point_with_another_head_is_neither_a_model_nor_on_the_path():
+    plain = [of_head(share, share, value) for share, value in ((0.0, 1.0), (0.5, 0.5), (1.0, 0.0))]
+    mixed = [of_head(0.0, 1.0, 7.0), of_head(1.0, 0.0, -7.0), of_head(0.5, 0.0, -9.0)]
+    assert paths(mixed + plain + mixed) == {"a|b": plain}
+    assert disagreement(plain + mixed) == disagreement(plain)
+    assert [r.alone for r in (*plain, *mixed)] == ["a", None, "b", None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("more", "is_exact"),
+    [
+        ({"method": "linear", "params": {}}, True),
+        ({"method": "linear", "params": {}, "rules": [["head", [[0.0], [1.0]]]]}, False),
+        ({"method": "ties", "params": {"density": 1.0}}, True),
+        ({"method": "ties", "params": {"density": 0.2}}, False),
+        ({"method": "breadcrumbs", "params": {"density": 1.0, "outliers": 0.1}}, False),
+    ],
+)
+def test_a_corner_is_a_model_where_nothing_is_trimmed_or_ruled(tmp_path, more, is_exact):
+    line = {"key": "k", "coefficients": {"a": 1.0, "b": 0.0}, "metrics": {"acc": 1.0}, "num_samples": 1}
+    (tmp_path / "results.jsonl").write_text(json.dumps(line | {"scores": {"acc": [1.0]}}) + "\n")
+    (tmp_path / "sweep.json").write_text(json.dumps({"format": 1, **more}))
+    assert [r.alone for r in read_results(tmp_path)] == ["a" if is_exact else None]

@@ -209,3 +209,42 @@ def test_small_multiples_share_their_axes():
 def test_what_does_not_suffice_is_named(kind, inputs, message):
     with pytest.raises(UserError, match=message):
         draw(kind, inputs)
+
+
+def test_curves_are_named_after_the_coefficients_that_they_show():
+    shares = np.linspace(0, 1, 11).tolist()
+    curves = draw("user-preference", Inputs({"main": sweep(shares)})).panels[0].curves
+    names = [curve.name for curve in curves if curve.line == "thin"]
+    assert names == [f"coefficient {share}" for share in ("0", "0.2", "0.5", "0.7", "1")]
+
+
+def test_an_origin_that_is_no_model_is_not_called_one():
+    inside, whole = (
+        draw("metrics-vs-lambda", Inputs({"main": MAIN[1:4]})),
+        draw("metrics-vs-lambda", Inputs({"m": MAIN})),
+    )
+    assert inside.panels[0].y_label == "metric, relative to the first point"
+    assert whole.panels[0].y_label == "change from first, in units of the range"
+    assert (bool(inside.caption), bool(whole.caption)) == (False, True)
+    assert [curve.line for curve in inside.panels[0].curves] == ["solid"] * 3
+
+
+def test_points_with_modules_of_their_own_are_left_out_where_one_coefficient_counts():
+    same = [replace(r, modules={"head": dict(r.coefficients)}) for r in MAIN]
+    other = [replace(r, key=f"{r.key}h", modules={"head": {"first": 0.3, "second": 0.7}}) for r in MAIN]
+    for kind in ("metrics-vs-lambda", "spider"):
+        assert draw(kind, Inputs({"main": [*other, *same]})) == draw(kind, Inputs({"main": same}))
+        with pytest.raises(UserError, match="coefficients of its own for some modules"):
+            draw(kind, Inputs({"main": other}))
+    assert [curve.line for curve in draw("seeds", Inputs({"main": [*same, *other]})).panels[0].curves] == ["none"]
+
+
+def test_a_strip_shows_the_examples_that_all_points_have():
+    rows = [replace(r, samples=r.samples[: 1 + index]) for index, r in enumerate(MAIN[:3])]
+    assert len(draw("strip", Inputs({"main": rows})).panels[0].rows) == 1
+
+
+def test_points_off_the_line_between_two_models_are_not_joined():
+    free = [replace(r, coefficients={"first": 1.0, "second": r.coefficients["second"]}) for r in MAIN]
+    assert next(curve.line for curve in draw("front", Inputs({"main": free})).panels[0].curves) == "none"
+    assert next(curve.line for curve in draw("front", Inputs({"main": MAIN})).panels[0].curves) == "solid"

@@ -189,6 +189,8 @@ def test_model_stock_of_opposed_task_vectors_is_the_base():
     base = torch.zeros(2)
     result = get_method("model_stock").merge([torch.tensor([1.0, 0]), torch.tensor([-1.0, 0])], [0.5, 0.5], base, PLACE)
     assert result.tolist() == [0.0, 0.0]
+    wide = [torch.tensor([1.0, 0.2]), torch.tensor([-1.0, 0.4])]  # a negative cosine, though not -1
+    assert get_method("model_stock").merge(wide, [0.5, 0.5], base, PLACE).tolist() == [0.0, 0.0]
 
 
 def test_fisher_by_hand():

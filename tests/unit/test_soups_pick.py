@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from soups.errors import UserError
 from soups.results import Result
 from soups.search.pick import (
+    POLICIES,
     best_measured,
     from_endpoints,
     from_preference,
@@ -148,3 +150,28 @@ def test_the_choice_is_judged_on_samples_it_has_not_seen():
 def test_wrong_preferences_are_refused(preference, message):
     with pytest.raises(UserError, match=message):
         table_of(results(quadratic(np.linspace(0, 1, 5))), preference)
+
+
+def test_models_that_are_close_in_a_part_of_the_samples_leave_all_policies_usable():
+    rng = np.random.default_rng(0)
+    base = rng.integers(0, 2, 30).astype(float)
+    x = [base, base, base + (np.arange(30) == 0) / 30]  # the last is better in one sample of thirty
+    y = [np.ones(30), np.zeros(30), np.zeros(30)]
+    rows = [
+        Result(str(i), {"a": 1 - s, "b": s}, {"x": v.mean(), "y": w.mean()}, 30, {"x": v.tolist(), "y": w.tolist()})
+        for i, (s, v, w) in enumerate(zip((0.0, 0.5, 1.0), x, y, strict=True))
+    ]
+    found = pick(table_of(rows, {"x": 1, "y": 1}))
+    assert [row["policy"] for row in found["policies"]] == list(POLICIES)
+
+
+def test_of_constant_scores_the_fit_is_not_the_choice():
+    constant = np.full((5, 2), 0.3)
+    found = pick(table_of(results(constant, np.zeros((5, 2, 6))), {"x": 1, "y": 1}))
+    assert found["choice"]["policy"] != "quadratic fit"
+
+
+def test_without_a_simplex_there_is_no_quadratic_of_it():
+    rows = results(quadratic(np.linspace(0, 1, 5)))
+    free = [replace(r, coefficients={"a": 1.0, "b": r.coefficients["b"]}) for r in rows]
+    assert list(usable_policies(table_of(free, {"x": 1, "y": 1}))) == ["best measured"]

@@ -123,3 +123,27 @@ def test_the_command_measures_what_a_recipe_merges_with(tmp_path, monkeypatch, k
     save_file({"other": torch.ones(1)}, "other.safetensors")
     words = ("stats", "other.safetensors", "--kind", kind, "--loss", f"{ME}:objective", "-o", "o")
     assert "does not match the checkpoints" in soups(*words, code=2)
+
+
+class Shared(nn.Module):
+    """One weight in two layers, called by keyword, and a convolution without a batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
+        self.second.weight = self.first.weight
+        self.convolution = nn.Conv1d(1, 1, 2, bias=False)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.convolution(self.second(input=self.first(inputs).tanh()))
+
+
+def test_the_gram_of_a_weight_in_two_layers_is_that_of_all_their_inputs():
+    model = Shared()
+    found = measure(Objective(model, [INPUTS[:1]], lambda call, batch: call(batch).sum()), "gram")
+    hidden = model.first(INPUTS[:1]).tanh().detach()
+    rows = torch.cat([INPUTS[:1], hidden])
+    torch.testing.assert_close(found["first.weight"].float(), rows.t() @ rows / 2)
+    assert found["second.weight"].equal(found["first.weight"])
+    last = model.second(hidden).detach()
+    torch.testing.assert_close(found["convolution.weight"].float(), last.t() @ last)
