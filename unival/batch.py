@@ -56,6 +56,7 @@ class Batch:
         target: (B, T) token ids that end with `</s>`, padded with the pad id.
         examples: The B examples.
         task_names: Name of the task of each example.
+        entries: Place of its task in the group that the batch was drawn from.
         prefix: (B, T) ids read by the decoder, where they are not the target shifted by one: a question before the
             answer, whose target positions are padding (specification 4.1).
         writes_codes: The targets are pictures as codes.
@@ -65,6 +66,7 @@ class Batch:
     target: Tensor
     examples: list[Example]
     task_names: list[str] = field(default_factory=list)
+    entries: list[int] = field(default_factory=list)
     prefix: Tensor | None = None
     writes_codes: bool = False
 

@@ -161,6 +161,13 @@ class Meter:
         yield
         self.waited += time.monotonic() - begin
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time of a block out: it is none of training."""
+        begin = time.monotonic()
+        yield
+        self.start += time.monotonic() - begin
+
     def take(self, num_processes: int) -> dict[str, float]:
         """Return examples per second of all processes, the share of time spent waiting for data, and the peak memory.
 

@@ -196,14 +196,16 @@ class StageLoop:
                 if (step + 1) % config.log_every == 0 or is_last:
                     bar.update(row, status=self.write_log(total - 1))
                 bar.advance(row)
-                if config.show_every is not None and (step + 1) % config.show_every == 0:
-                    self.show(total, parts[0])
-                if stage.validation is not None and (stage.validation.is_due(step + 1) or is_last):
-                    self.validate(step + 1)
+                with self.meter.paused():
+                    if config.show_every is not None and (step + 1) % config.show_every == 0:
+                        self.show(total, parts[0])
+                    if stage.validation is not None and (stage.validation.is_due(step + 1) or is_last):
+                        self.validate(step + 1)
                 if is_last or self.watch.is_over:
                     break
                 if (step + 1) % config.checkpoint_every == 0 or self.wants_checkpoint or self.stopped_by:
-                    self.save(total, step + 1)
+                    with self.meter.paused():
+                        self.save(total, step + 1)
                 self.stop_if_asked(total)
             self.end()
             self.agree([])

@@ -440,6 +440,15 @@ def test_a_stage_ends_when_patience_does_and_with_its_best_weights(
     assert not same(averages, weights(tmp_path / "run"))
 
 
+def test_shown_samples_are_asked_as_their_own_entry_of_the_group(tmp_path: Path, initial: Path) -> None:
+    source = {"world": "train", "content": "vqa"}
+    tasks = [{"task": "vqa", "source": source, "task_args": {"candidates": [answer]}} for answer in ("purple", "no")]
+    groups = [{"rows": 2, "image_px": 48, "tasks": tasks}]
+    train(fine_tuning(tmp_path / "run", initial, tmp_path, {"steps": 1, "groups": groups}, show_every=1, show=2))
+    samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert sorted(row["prediction"] for row in samples) == ["no", "purple"]
+
+
 @pytest.mark.parametrize(
     ("function", "what"),
     [
@@ -575,10 +584,15 @@ def test_a_run_may_start_from_a_checkpoint_of_another(tmp_path: Path, initial: P
     assert [row["step"] for row in rows(tmp_path / "two")] == [2]
     assert same(weights(tmp_path / "two"), weights(tmp_path / "one"))
     stage = first.stages[0].model_copy(update={"steps": 2})
+    longer = first.stages[0].model_copy(update={"steps": 5})
     end, three = tmp_path / "one" / "step-0000003", {"out": str(tmp_path / "three")}
     for changes, message in (
         ({"stages": [stage]}, r"stands at stage 1, step 2, and stages\.0\.steps is 2.*resume, .*step-0000002"),
         ({"resume": str(end)}, r"stands at stage 2, step 0, and this run ends with stage 1.*resume, .*step-0000003"),
+        (
+            {"resume": str(end), "stages": [longer, longer.model_copy(update={"name": "b"})]},
+            r"stands at stage 2, step 0, after 3 steps; this run stands there after 5.*`steps` again",
+        ),
         ({"model": {"dropout": 0.5}}, r"model\.dropout is 0\.5, and 0\.0 in the checkpoint"),
         ({"processor": {"image_px": 32}}, r"processor\.image_px is 32, and 24 in the checkpoint"),
     ):

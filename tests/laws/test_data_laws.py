@@ -17,7 +17,7 @@ from PIL import Image
 from tests import tiny
 from unival.batch import Batch
 from unival.data.buckets import BucketOrder, bucket_of
-from unival.data.mixture import RowSlice, StageBatches, iterate
+from unival.data.mixture import RowSlice, StageBatches, iterate, steps_of
 from unival.errors import UserError
 from unival.schema import StageConfig
 
@@ -75,6 +75,25 @@ def stage(path: Path, steps: int, rows: int, **group: Any) -> StageConfig:
     source = {"tsv": str(path), "columns": ["uid", "captions", "image", "width", "height"]}
     groups = [{"rows": rows, "tasks": [{"task": "caption", "source": source}], **group}]
     return StageConfig.model_validate({"name": "s", "steps": steps, "groups": groups})
+
+
+@pytest.mark.parametrize(("world", "passes"), [(1, 2), (2, 1), (2, 2)])
+def test_a_step_of_buckets_has_the_same_rows_for_any_processes_and_passes(
+    world: int, passes: int, tmp_path: Path
+) -> None:
+    config, processor = stage(table(tmp_path, 21), steps=4, rows=4, buckets=[40, 80, 120]), tiny.processor()
+    whole = uids(list(iterate(config, processor, 1, 0, 0)))
+    parts = [StageBatches(config, processor, 1, RowSlice(rank, world, passes)) for rank in range(world)]
+    for step in range(4):
+        numbers = range(step * passes, (step + 1) * passes)
+        shared = chain.from_iterable(uids([part[number] for part in parts for number in numbers]))
+        assert sorted(shared) == sorted(whole[step])
+
+
+@given(st.integers(1, 300), st.integers(1, 100), st.integers(1, 20))
+def test_steps_are_the_smallest_number_that_ends_the_epochs(hundredths: int, rows: int, size: int) -> None:
+    exact = -(-hundredths * rows // (100 * size))
+    assert steps_of(hundredths / 100, rows, size) == exact
 
 
 def uids(batches: list[list[Batch]]) -> list[list[str]]:

@@ -126,3 +126,13 @@ def test_a_row_that_does_not_fit_the_disk_leaves_the_log_as_it_was(
         log.write(2, loss=0.5)
     monkeypatch.undo()
     assert path.read_text() == '{"step": 1}\n'
+
+
+def test_time_beside_training_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1.0, 101.0, 102.0, 102.0])
+    monkeypatch.setattr("unival.log.time.monotonic", lambda: next(clock))
+    meter = Meter()
+    meter.examples = 10
+    with meter.paused():
+        pass  # from 1 to 101
+    assert meter.take(1)["samples_per_second"] == 5.0

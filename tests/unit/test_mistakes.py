@@ -126,6 +126,20 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"accumulation": 2, "stages.0.objective": {"name": "self_critical", "args": {"rewards": {"brevity": 1.0}}}},
         ["stages.0.objective.args.normalise", "`accumulation: 2`", "`normalise: sequence`"],
     ),
+    "samples that weigh nothing": (
+        {
+            "accumulation": 2,
+            "stages.0.objective": {
+                "name": "reward_weighted",
+                "args": {"rewards": {"brevity": 1.0}, "samples": 2, "keep": 0.2, "normalise": "sequence"},
+            },
+        },
+        ["stages.0.objective.args.keep", "samples of a pass a share of 0.2 is kept", "more `rows`"],
+    ),
+    "schedule shorter than its stage": (
+        {"stages.0.optim.schedule_steps": 1},
+        ["stages.0.optim.schedule_steps", "1, and the stage has", "leave it out"],
+    ),
     "all frozen": ({"stages.0.freeze": ["encoder", "decoder"]}, ["stages.0", "nothing is left to train", "freeze"]),
     # names of things that do not exist
     "task": ({f"{TASK}.task": "captoin"}, [TASK, "'captoin'", "did you mean 'caption'?", "vqa"]),

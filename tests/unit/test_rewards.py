@@ -8,6 +8,7 @@ from unival.errors import UserError
 from unival.metrics.bleu import bleu
 from unival.metrics.cider import CiderD
 from unival.metrics.rouge import rouge_l
+from unival.objectives._scoring import text_fields
 from unival.rewards import REWARDS, fit_cider, fit_vocabulary, get_reward, weighted_reward
 
 RECORDS: list[dict[str, Any]] = [
@@ -213,3 +214,25 @@ def test_weighted_sum_adds_its_terms() -> None:
 def test_wrong_weights_are_user_errors(weights: dict[str, Any], params: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         weighted_reward(weights, params)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([0.5, float("nan")], r"it gave nan for a sample of row 2 \(1 such samples\).*reward own"),
+        ([0.5, float("inf")], "it gave inf for a sample of row 2"),
+        ([0.5], r"it gave \(1,\) numbers for 2 samples"),
+        (["good", "bad"], "it gave no numbers"),
+    ],
+)
+def test_what_is_no_reward_is_refused_with_its_name(
+    given: list[Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(REWARDS, "own", lambda predictions, records: given[: len(predictions)])
+    with pytest.raises(UserError, match=message):
+        weighted_reward({"own": 1.0})(PREDICTIONS, RECORDS)
+
+
+def test_workers_get_all_of_a_record_but_the_media() -> None:
+    record = {"uid": "1", "meta": {"a": [1]}, "none": None, "image": b"png", "sound": np.zeros(3)}
+    assert text_fields(record) == {"uid": "1", "meta": {"a": [1]}, "none": None}

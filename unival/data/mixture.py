@@ -10,6 +10,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import accumulate
 from typing import TypeVar
 
@@ -171,7 +172,8 @@ class StageBatches(Dataset[list[Batch]]):
                 fix="set `aligned: false`",
             )
         if group.buckets:
-            order = BucketOrder(buckets_of(streams[0], group.buckets), rows, seed)
+            # In blocks of an update, so that its rows do not depend on how many passes and processes share them.
+            order = BucketOrder(buckets_of(streams[0], group.buckets), group.rows, seed)
             for stream in streams:
                 stream.order = order
         return streams
@@ -203,26 +205,29 @@ class StageBatches(Dataset[list[Batch]]):
 
     def _collated(self, index: int, number: int, bad: Mapping[str, str]) -> Batch:
         group, streams = self.stage.groups[index], self.groups[index]
-        examples, names = [], []
+        examples: list[Example] = []
+        entries: list[int] = []
         for position in self.rows.rows(group, number):
             if group.mixing == "proportional":
                 stream, example = first_good(self.pools[index].example, position, bad)
                 examples.append(example)
-                names.append(stream.entry.task)
+                entries.append(streams.index(stream))
                 continue
-            for stream in streams:
+            for entry, stream in enumerate(streams):
                 turn, phase = divmod(position, stream.entry.every)
                 if phase == stream.entry.offset:
                     place = position if group.aligned else turn  # alone, a stream leaves none of its rows out
                     for draw in range(stream.entry.share):
                         examples.append(first_good(lambda at, s=stream, d=draw: (s, s.example(at, d)), place, bad)[1])
-                    names += [stream.entry.task] * stream.entry.share
+                    entries += [entry] * stream.entry.share
         processor = self.processors[index]
         if group.buckets:
             modality, sizes = streams[0].task.modality, group.buckets
             largest = max(bucket_of(example.record, modality, sizes) for example in examples)
             processor = with_sizes(processor, {BUCKET_FIELD[modality]: largest})
-        return processor.collate(examples, names)
+        batch = processor.collate(examples, [group.tasks[entry].task for entry in entries])
+        batch.entries = entries
+        return batch
 
 
 def buckets_of(stream: Stream, buckets: list[int]) -> list[int]:
@@ -299,12 +304,17 @@ def with_steps(config: Run) -> Run:
         if stage.epochs is not None or between is not None:
             rows, size = rows_of_epoch(stage.groups[0], config.seed), stage.groups[0].rows
             if stage.epochs is not None:
-                changes |= {"steps": math.ceil(stage.epochs * rows / size), "epochs": None}
+                changes |= {"steps": steps_of(stage.epochs, rows, size), "epochs": None}
             if validation is not None and between is not None:
-                every = [*validation.every, math.ceil(between * rows / size)]
+                every = [*validation.every, steps_of(between, rows, size)]
                 changes["validation"] = validation.model_copy(update={"every": every, "every_epochs": None})
         stages.append(stage.model_copy(update=changes))
     return config.model_copy(update={"stages": stages})
+
+
+def steps_of(epochs: float, rows: int, size: int) -> int:
+    """Return the steps of `size` rows in which `epochs` of `rows` rows are over; 1.1 times 100 is 110, not more."""
+    return math.ceil(Fraction(str(epochs)) * rows / size)
 
 
 def rows_of_epoch(group: GroupConfig, seed: int) -> int:

@@ -288,7 +288,9 @@ class UnivalProcessor(ProcessorMixin):
             inputs[MEDIA_INPUTS[modality]] = self.media([first[key] for key in row], image_px)
             if len(row) < len(examples):
                 inputs["media_index"] = torch.tensor([row[key] for key in keys])
-        return Batch(inputs, target, list(examples), list(task_names), prefix, examples[0].writes_codes)
+        return Batch(
+            inputs, target, list(examples), list(task_names), prefix=prefix, writes_codes=examples[0].writes_codes
+        )
 
 
 def as_list(media: Any) -> list[Any]:

@@ -9,9 +9,12 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
+import torch
+from PIL import Image
 
 from unival.rewards import Record, Rewards, WeightedReward
 
+MEDIA = bytes | bytearray | memoryview | np.ndarray | torch.Tensor | Image.Image
 _REWARD: WeightedReward | None = None  # of a worker process
 
 
@@ -50,7 +53,7 @@ class Scorer:
 
 def text_fields(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return what rewards may read of a record: not the media, which would be copied to the worker."""
-    return {key: value for key, value in record.items() if isinstance(value, str | int | float | list | tuple)}
+    return {key: value for key, value in record.items() if not isinstance(value, MEDIA)}
 
 
 def _start_worker(reward: WeightedReward) -> None:

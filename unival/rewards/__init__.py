@@ -128,7 +128,7 @@ class WeightedReward:
 
     def terms(self, predictions: Sequence[str], records: Sequence[Record]) -> dict[str, Rewards]:
         """Return each reward (samples,) by name, unweighted."""
-        return {name: reward(predictions, records) for name, reward in self.rewards.items()}
+        return {name: checked(name, reward(predictions, records), records) for name, reward in self.rewards.items()}
 
     def total(self, terms: Mapping[str, Rewards]) -> Rewards:
         """Return the weighted sum (samples,) of terms."""
@@ -137,6 +137,27 @@ class WeightedReward:
     def __call__(self, predictions: Sequence[str], records: Sequence[Record]) -> Rewards:
         """Return the weighted sum (samples,)."""
         return self.total(self.terms(predictions, records))
+
+
+def checked(name: str, rewards: Any, records: Sequence[Record]) -> Rewards:
+    """Return what a reward gave as an array.
+
+    Raises:
+        UserError: It is not one finite number per sample.
+    """
+    try:
+        rewards = np.asarray(rewards, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"it gave no numbers: {error}", f"reward {name}", "return one number per sample") from None
+    if rewards.shape != (len(records),):
+        what = f"it gave {rewards.shape} numbers for {len(records)} samples"
+        raise UserError(what, f"reward {name}", "return one number per sample")
+    broken = np.flatnonzero(~np.isfinite(rewards))
+    if len(broken):
+        row = dict(records[int(broken[0])]).get("uid", int(broken[0]))
+        what = f"it gave {rewards[broken[0]]:g} for a sample of row {row} ({len(broken)} such samples)"
+        raise UserError(what, f"reward {name}", "give such samples a finite number, such as the worst")
+    return rewards
 
 
 def weighted_reward(

@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -75,6 +76,7 @@ def check_run(config: RunConfig, processes: int = 1) -> None:
         for index, group in enumerate(stage.groups):
             check_group(group, model, network, f"{key}.groups.{index}")
         check_objective(stage, model, f"{key}.objective")
+        check_schedule(stage, f"{key}.optim.schedule_steps")
         check_patterns(stage, network, key)
         if stage.validation is not None:
             check_evaluations(stage.validation.evaluations, model, network, f"{key}.validation.evaluations")
@@ -209,14 +211,20 @@ def check_resume(config: RunConfig) -> None:
 def check_progress(config: RunConfig, checkpoint: Path) -> None:
     """Refuse to start from a checkpoint after which this run has no step; stages of unknown length have one."""
     state = read_state(checkpoint)
-    where, fix = f"resume, {checkpoint}", f"more `steps`, or start from its weights: init={checkpoint / 'model'}"
+    where, fix = f"resume, {checkpoint}", f"start from its weights: init={checkpoint / 'model'}"
     stands = f"the checkpoint stands at stage {state.stage + 1}, step {state.step}"
     if state.stage >= len(config.stages):
-        raise UserError(f"{stands}, and this run ends with stage {len(config.stages)}: nothing is left", where, fix)
+        what = f"{stands}, and this run ends with stage {len(config.stages)}: nothing is left"
+        raise UserError(what, where, f"add a stage, or {fix}")
+    before, made = config.stages[: state.stage], re.search(r"step-(\d+)$", str(checkpoint))
+    place = sum(stage.steps for stage in before) + state.step
+    if made is not None and int(made[1]) != place and all(stage.epochs is None for stage in before):
+        what = f"{stands}, after {int(made[1])} steps; this run stands there after {place}"
+        raise UserError(what, where, f"give the stages before it their `steps` again, or {fix}")
     stage = config.stages[state.stage]
     if stage.epochs is None and state.step >= stage.steps and not state.validating:
         what = f"{stands}, and stages.{state.stage}.steps is {stage.steps}: nothing is left of the stage"
-        raise UserError(what, where, fix)
+        raise UserError(what, where, f"more `steps`, or {fix}")
 
 
 def check_group(group: GroupConfig, model: Sketch, network: UnivalForConditionalGeneration, key: str) -> None:
@@ -279,6 +287,13 @@ def check_source(source: SourceConfig, name: str, task: Task, key: str) -> None:
             open_source(source, name, task.modality)
 
 
+def check_schedule(stage: StageConfig, key: str) -> None:
+    """Refuse a schedule that would end before its stage: the rate would be zero, or negative, from there on."""
+    length = stage.optim.schedule_steps
+    if length is not None and stage.epochs is None and length < stage.steps:
+        raise UserError(f"{length}, and the stage has {stage.steps} steps", key, "leave it out, or give more")
+
+
 def check_objective(stage: StageConfig, model: Sketch, key: str) -> None:
     """Refuse unknown objectives, arguments and rewards; values are checked where that needs no data."""
     args = stage.objective.args
@@ -314,7 +329,15 @@ def check_sampling(config: RunConfig, stage: StageConfig, processes: int, key: s
         cls = objective_class(stage.objective.name, stage.objective.args)
     if not hasattr(cls, "draw"):
         return
-    normalise = stage.objective.args.get("normalise", getattr(cls, "normalise", None))
+    args = stage.objective.args
+    samples, keep = (args.get(name, getattr(cls, name, 0)) for name in ("samples", "keep"))
+    for group in stage.groups if keep else ():
+        shares = sum(entry.share for entry in group.tasks) if group.mixing == "balanced" else 1
+        num = group.rows // (processes * config.accumulation) * shares * samples
+        if round(num * keep) < 2:  # their minimum is taken off
+            what = f"of the {num} samples of a pass a share of {keep:g} is kept: fewer than two weigh nothing"
+            raise UserError(what, f"{key}.args.keep", "more `rows` or `samples`, or fewer passes and processes")
+    normalise = args.get("normalise", getattr(cls, "normalise", None))
     if config.accumulation > 1 and normalise == "token":
         given = f"with `accumulation: {config.accumulation}`"
         what = f"{given} the first pass would have to be divided by tokens that later passes have yet to sample"

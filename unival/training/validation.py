@@ -3,7 +3,7 @@
 import copy
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from unival.atomic import append
 from unival.batch import Batch
 from unival.checkpoint import atomic_folder, quiet_transformers, write_model
+from unival.data.mixture import for_group
 from unival.errors import UserError, did_you_mean
 from unival.evaluate import run_evaluation
 from unival.evaluation.answering import generate
@@ -200,10 +201,10 @@ def show_samples(
     """Print what the model writes for the first examples of each batch, tasks in turn, and append it to a file."""
     rows = []
     for group, batch in zip(groups, batches, strict=True):
-        for index in first_of_each(batch.task_names, count):
-            entry = next(entry for entry in group.tasks if entry.task == batch.task_names[index])
-            example = batch.examples[index]
-            inputs = processor.collate([example]).inputs
+        own = for_group(processor, group)
+        for index in first_of_each(batch.entries, count):
+            entry, example = group.tasks[batch.entries[index]], batch.examples[index]
+            inputs = own.collate([example]).inputs
             with torch.random.fork_rng(devices=[]):
                 text = generate(model, processor, get_task(entry.task, entry.task_args), inputs)[0]
             row = {"step": step, "task": entry.task, "uid": example.uid, "prompt": example.prompt}
@@ -213,9 +214,9 @@ def show_samples(
     written(path.name, path.parent, lambda: append(path, text))
 
 
-def first_of_each(names: Iterable[str], count: int) -> list[int]:
+def first_of_each(names: Iterable[Hashable], count: int) -> list[int]:
     """Return `count` indices: the first of every name, then the second of every name, and so on."""
-    seen: dict[str, int] = {}
+    seen: dict[Hashable, int] = {}
     turns = []
     for index, name in enumerate(names):
         seen[name] = seen.get(name, 0) + 1
