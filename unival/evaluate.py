@@ -310,7 +310,7 @@ class SoupEvaluator:
             examples = [task.example(record) for record in records]
             starts = range(0, len(examples), batch_size)
             batches = [processor.collate(examples[start : start + batch_size]) for start in starts]
-            rewards = {m: get_reward(m, records=records) for m in metrics if m in REWARDS}
+            rewards = {m: get_reward(m, records=records) for m in metrics if m in REWARDS or ":" in m}
             self.parts[suffix] = (records, batches, rewards)
 
     def state(self) -> dict[str, torch.Tensor]:

@@ -1,4 +1,6 @@
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,7 @@ from unival.metrics.bleu import bleu
 from unival.metrics.cider import CiderD
 from unival.metrics.rouge import rouge_l
 from unival.objectives._scoring import text_fields
-from unival.rewards import REWARDS, fit_cider, fit_vocabulary, get_reward, weighted_reward
+from unival.rewards import REWARDS, check_rewards, fit_cider, fit_vocabulary, get_reward, weighted_reward
 
 RECORDS: list[dict[str, Any]] = [
     {
@@ -236,3 +238,54 @@ def test_what_is_no_reward_is_refused_with_its_name(
 def test_workers_get_all_of_a_record_but_the_media() -> None:
     record = {"uid": "1", "meta": {"a": [1]}, "none": None, "image": b"png", "sound": np.zeros(3)}
     assert text_fields(record) == {"uid": "1", "meta": {"a": [1]}, "none": None}
+
+
+OWN = """
+import numpy as np
+
+def words(predictions, records, *, most: int = 3, least=0):
+    return [min(len(text.split()), most) - least for text in predictions]
+
+def alone(predictions):
+    return np.zeros(len(predictions))
+
+value = 3
+"""
+
+
+@pytest.fixture
+def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    name = f"rewards_of_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])  # where the folder is added
+    return name
+
+
+def test_a_reward_of_ones_own_is_named_by_module_and_function(own_module: str) -> None:
+    name = f"{own_module}:words"
+    reward = weighted_reward({name: 2.0, f"{name}:short": 1.0, "brevity": 0.0}, {f"{name}:short": {"most": 1}})
+    assert reward(PREDICTIONS, RECORDS).tolist() == [7.0, 7.0]
+    check_rewards({name: 1.0}, {name: {"least": 1}})
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "message"),
+    [
+        ("{}:nothing", {}, "has no function 'nothing'"),
+        ("{}:value", {}, "has no function 'value'"),
+        ("{}:alone", {}, "alone does not take texts and records.*def reward"),
+        ("{}:words", {"mots": 1}, "unknown parameter 'mots'.*did you mean 'most'"),
+        ("{}:words", {"most": "x"}, "most is 'x', not a whole number"),
+        ("no_module_{}:words", {}, "unknown reward 'no_module_.*', and no module of that name"),
+        ("cider_x:words", {}, "did you mean 'cider_d'"),
+        ("cider_x", {}, "unknown reward 'cider_x'.*did you mean 'cider_d'.*module:function"),
+        (":words", {}, "unknown reward ''"),
+    ],
+)
+def test_what_is_no_reward_of_ones_own_is_explained(
+    own_module: str, name: str, params: dict[str, Any], message: str
+) -> None:
+    name = name.format(own_module)
+    with pytest.raises(UserError, match=message):
+        check_rewards({name: 1.0}, {name: params})

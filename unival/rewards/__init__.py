@@ -15,12 +15,15 @@ arXiv:2306.04488). A label after a colon tells two uses of one reward apart:
 
     weighted_reward({"iou:small": 0.5, "iou:large": 0.5}, {"iou:small": {"size": "small"}, "iou:large": ...})
 
-A reward needs no more than its file and a line in `REWARDS`. Whatever it reads from disk it reads when it is called,
+One of your own is named `module:function`; the current folder is importable, as with `python -m`. A reward of the
+package needs no more than its file and a line in `REWARDS`. Whatever it reads from disk it reads when it is called,
 also with no samples at all: that is how `check_rewards` finds what is missing before anything is trained.
 """
 
+import importlib
 import inspect
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -79,7 +82,7 @@ def get_reward(
     """Find a reward by its function name and bind its parameters.
 
     Args:
-        name: a key of `REWARDS`, or `key:label`.
+        name: a key of `REWARDS`, or `module:function`; either may end with `:label`.
         params: values for keyword-only arguments of the function.
         records: training rows on which `cider` and `vocabulary` are fitted when `params` does not give them.
         given: values for the arguments that the function has and `params` does not give, such as `num_bins`.
@@ -110,7 +113,7 @@ def check_rewards(
     for name in weights:
         function, bound, missing = _bind(name, own.get(name), given)
         _refuse_missing(name, [key for key in missing if key not in _FITS])
-        if not missing:
+        if not missing and is_known(name):
             function([], [], **bound)
 
 
@@ -210,18 +213,54 @@ def _parameters(function: Callable[..., Rewards]) -> dict[str, Any]:
 def _bind(name: str, params: Mapping[str, Any] | None, given: Mapping[str, Any] | None) -> _Bound:
     """Find a reward and check what it is given."""
     key = name.split(":")[0]
-    if key not in REWARDS:
-        raise UserError(f"unknown reward {key!r}", fix=did_you_mean(key, REWARDS))
-    function = REWARDS[key]
+    if is_known(name):
+        function = REWARDS[key]
+    elif ":" in name and "" not in name.split(":"):
+        function = _own(name)
+    else:
+        raise UserError(f"unknown reward {key!r}", fix=f"{did_you_mean(key, REWARDS)}; or module:function of your own")
     defaults, hints = _parameters(function), get_type_hints(function)
     bound = dict(params or {})
     for key, value in bound.items():
         if key not in defaults:
             raise UserError(f"unknown parameter {key!r}", where=f"reward {name}", fix=did_you_mean(key, defaults))
-        _check_type(name, key, value, hints[key])
+        _check_type(name, key, value, hints.get(key))
     bound |= {key: value for key, value in (given or {}).items() if key in defaults and key not in bound}
     missing = [key for key, default in defaults.items() if default is inspect.Parameter.empty and key not in bound]
     return _Bound(function, bound, missing)
+
+
+def is_known(name: str) -> bool:
+    """Say whether a name is that of a reward of the package, with or without a label."""
+    return name.split(":")[0] in REWARDS
+
+
+def _own(name: str) -> Callable[..., Rewards]:
+    """Import `module:function`; the current folder is importable.
+
+    Raises:
+        UserError: There is no such function, or it cannot be called with texts and records.
+    """
+    module, function, *_ = name.split(":")
+    where = f"reward {name}"
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = getattr(importlib.import_module(module), function, None)
+    except ImportError as error:
+        raise UserError(
+            f"unknown reward {module!r}, and no module of that name: {error}",
+            where=where,
+            fix=f"{did_you_mean(module, REWARDS)}; of your own: module:function, importable from the current folder",
+        ) from error
+    if not callable(found):
+        raise UserError(f"module {module} has no function {function!r}", where=where, fix="give module:function")
+    kinds = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    places = [p for p in inspect.signature(found).parameters.values() if p.kind in kinds]
+    if len(places) < 2 or any(p.default is p.empty for p in places[2:]):
+        fix = "def reward(predictions, records, *, parameter=1.0)"
+        raise UserError(f"{function} does not take texts and records", where=where, fix=fix)
+    return found
 
 
 def _refuse_missing(name: str, missing: Sequence[str]) -> None:
