@@ -37,6 +37,7 @@ LEVELS: dict[str, list[set[str]]] = {
             "training.validation",
             "training.sketch",
             "training.check",
+            "training.check_resume",
             "training.run_folder",
             "planning.plan",
         }

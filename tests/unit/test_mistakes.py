@@ -12,7 +12,8 @@ from tests import tiny
 from unival.config import load_config
 from unival.errors import UserError
 from unival.schema import RunConfig
-from unival.training.check import check_run, check_same
+from unival.training.check import check_run
+from unival.training.check_resume import check_same
 from unival.yaml12 import write_yaml
 
 GROUP = "stages.0.groups.0"

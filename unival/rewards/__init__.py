@@ -28,7 +28,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple, cast, get_type_hints
 
 import numpy as np
 
@@ -246,7 +246,7 @@ def _own(name: str) -> Callable[..., Rewards]:
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        found = getattr(importlib.import_module(module), function, None)
+        found: Any = getattr(importlib.import_module(module), function, None)
     except ImportError as error:
         raise UserError(
             f"unknown reward {module!r}, and no module of that name: {error}",
@@ -260,7 +260,7 @@ def _own(name: str) -> Callable[..., Rewards]:
     if len(places) < 2 or any(p.default is p.empty for p in places[2:]):
         fix = "def reward(predictions, records, *, parameter=1.0)"
         raise UserError(f"{function} does not take texts and records", where=where, fix=fix)
-    return found
+    return cast("Callable[..., Rewards]", found)
 
 
 def _refuse_missing(name: str, missing: Sequence[str]) -> None:

@@ -16,7 +16,8 @@ from unival.errors import UserError
 from unival.evaluation.provenance import versions
 from unival.log import console
 from unival.schema import RunConfig
-from unival.training.check import check_execution, check_progress, check_run, check_same, leaves
+from unival.training.check import check_execution, check_run
+from unival.training.check_resume import check_progress, check_same, leaves
 from unival.training.saving import TrainState, checkpoints, clean_up, newest_valid, written
 
 LOCK = ".lock"
