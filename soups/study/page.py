@@ -156,12 +156,14 @@ def _first_hypothesis(front: Report) -> str:
         [text(labels[metric]), estimate(found["smallest_margins"][metric]), estimate(found["mean_margins"][metric])]
         for metric in front["metrics"]
     ]
+    count = found["num_below"]  # null where one specialist is the better in both
+    below = "" if count is None else f"{count} of {found['num_inside']} soups lie below the chord. "
     return (
         "<h3>Hypothesis 1: soups are above the straight line</h3>"
         f"<p>It {word(found['verdict'])}: the area between front and chord is {estimate(found['area'])} of the box "
-        f"(the corner of both best scores would give half of the specialists' own box); {found['num_below']} of "
-        f"{found['num_inside']} soups lie below the chord. The hypervolume of the soups, as points, is ahead of that "
-        f"of as many evenly spaced points of the chord by {estimate(found['gain'])}.</p>"
+        f"(the corner of both best scores would give half of the specialists' own box). {below}"
+        f"The hypervolume of the soups, as points, is ahead of that of as many evenly spaced points "
+        f"of the chord by {estimate(found['gain'])}.</p>"
         + table(["margin over the line, in ranges of the specialists", "smallest", "mean"], rows)
     )
 

@@ -39,7 +39,7 @@ def headline(run: RunFolder) -> Markup:
     line = run.json("sweep/front.json")["straight_line"] if run.has("sweep/front.json") else None
     if line and line["area"]:
         area = Estimate.of(line["area"])
-        label = ("Two rewards, averaged weights", "area of the front above the straight line, at most 0.5")
+        label = ("Two rewards, averaged weights", "area above the straight line, in boxes of the specialists")
         rows.append((*label, area.spell_change(Metric("", is_rate=False)), area.draw_change()))
     if run.has("ood/table.json"):
         content = run.json("ood/table.json")
