@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from soups.engine.output import TOKENIZER_FILES, WeightFiles, check_free, copy_side_files, new_folder, plan_shards
 from soups.errors import UserError
-from soups.methods._weights import SUM_TOLERANCE, check_convex, one_hot
+from soups.methods._weights import check_convex, one_hot, sums_to_one
 from soups.sources.info import DTYPES, TensorInfo
 from soups.sources.lora import ADAPTER_FILES, CONFIG_NAME, Adapter, read_adapter
 from soups.state import Checkpoint
@@ -108,7 +108,7 @@ def _check(
     if mode not in ("cat", "factor") and not (kind == "svd" and number.isdecimal() and int(number) > 0):
         raise UserError(f"unknown mode {mode!r}", where="--lora-mode", fix=f"choices: {MODES}")
     first = adapters[0]
-    if first.replacements and abs(sum(weights) - 1) > SUM_TOLERANCE:
+    if first.replacements and not sums_to_one(weights):
         # An update counts from zero; a tensor that is stored whole counts from the base, which is not here.
         what = f"the coefficients sum to {sum(weights):g}, and {min(first.replacements)!r} is stored whole"
         fix = "add what the adapters change: --method task_arithmetic --base DIR, on top of the base (delta)"

@@ -16,7 +16,7 @@ import numpy as np
 from soups import pareto
 from soups.compare import PointSet, compare, estimate
 from soups.errors import UserError, did_you_mean
-from soups.methods._weights import SUM_TOLERANCE
+from soups.methods._weights import sums_to_one
 from soups.metric_names import written
 from soups.pareto import Floats
 from soups.results import RESULTS_NAME, Result, read_results
@@ -106,7 +106,7 @@ def read_init(path: Path) -> dict[str, float]:
         return means
     except OSError as error:
         raise UserError("cannot read the scores of the initialisation", where=str(path), fix="check --init") from error
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(
             "no scores in this file", where=str(path), fix='expected {"metrics": {name: number}}, all finite'
         ) from error
@@ -188,7 +188,7 @@ def expert_rows(results: Sequence[Result]) -> list[int] | None:
 
     There is none if one was not scored alone, with coefficients per module, or where they do not sum to one.
     """
-    if any(result.modules or abs(sum(result.coefficients.values()) - 1) > SUM_TOLERANCE for result in results):
+    if any(result.modules or not sums_to_one(result.coefficients.values()) for result in results):
         return None
     rows = {result.alone: index for index, result in enumerate(results)}
     found = [rows.get(name) for name in results[0].coefficients]

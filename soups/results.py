@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from soups.errors import UserError
-from soups.methods import get_method
+from soups.methods import Method, get_method
 from soups.methods._weights import one_hot
 
 RESULTS_NAME = "results.jsonl"
@@ -74,15 +74,14 @@ def read_results(out_dir: Path) -> list[Result]:
     with path.open("rb") as file:
         results = _parse(file, path)[0]
     manifest = read_manifest(out_dir)
-    return results if manifest is None else marked(results, manifest)
+    if manifest is None:
+        return results
+    return marked(results, get_method(manifest["method"], manifest["params"]), manifest.get("rules", ()))
 
 
-def marked(results: Sequence[Result], manifest: Mapping[str, Any]) -> list[Result]:
+def marked(results: Sequence[Result], method: Method, rules: Sequence[Any]) -> list[Result]:
     """Return the results with what the sweep says about them: rules and trimming change a model that is alone."""
-    exact = get_method(manifest.get("method", "linear"), {}).exact_params
-    params = manifest.get("params", {})
-    is_exact = not manifest.get("rules") and all(params.get(name, value) == value for name, value in exact.items())
-    return [replace(result, is_exact=is_exact) for result in results]
+    return [replace(result, is_exact=method.is_exact and not rules) for result in results]
 
 
 @contextmanager

@@ -234,7 +234,7 @@ def run_sweep(
                     on_result(result, True)
     if is_shared:
         done |= {result.key: result for result in read_results(out_dir)}
-    return marked([done[key] for key in map(sweep.key, points) if key in done], sweep.manifest())
+    return marked([done[key] for key in map(sweep.key, points) if key in done], sweep.method, sweep.rules)
 
 
 def reopen_sweep(out_dir: Path) -> Sweep:

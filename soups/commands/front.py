@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +11,7 @@ import typer
 from soups.commands import options
 from soups.commands.output import show, spell
 from soups.errors import UserError
+from soups.methods._weights import sums_to_one
 
 RESAMPLES = {2: 1000, 3: 200}  # by the number of metrics: hypervolumes of more take longer
 FEW_RESAMPLES = 50
@@ -55,8 +55,6 @@ def command(
     x, y = choose_metrics(results, x, y)
     metrics = (x, y, *choose_more(results, also or (), (x, y)))
     corner = None if reference is None else options.numbers(reference, "--reference")
-    if corner is not None and not all(map(isfinite, corner)):
-        raise UserError(f"not a point: {reference}", where="--reference", fix="give finite numbers")
     if corner is not None and len(corner) != len(metrics):
         what = f"{len(corner)} numbers for {len(metrics)} metrics"
         raise UserError(what, where="--reference", fix="give one per metric: 0.5,0.2")
@@ -104,8 +102,7 @@ def _comparison_lines(data: dict[str, Any]) -> list[str]:
 
 def _margin_lines(data: dict[str, Any]) -> list[str]:
     if data["margins"] is None:
-        totals = [sum(point["coefficients"].values()) for point in data["points"]]
-        is_mean = all(abs(total - 1) < 1e-6 for total in totals)
+        is_mean = all(sums_to_one(point["coefficients"].values()) for point in data["points"])
         why = "not every model was evaluated alone" if is_mean else "coefficients do not sum to 1"
         return [f"margins over the straight line: not known, {why}"]
     area = data["straight_line"]["area"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -140,9 +141,12 @@ def tie_rule(ties: str) -> Ties:
 def numbers(text: str, option: str = "--weights") -> tuple[float, ...]:
     """Parse numbers between commas."""
     try:
-        return tuple(float(part) for part in text.split(","))
+        found = tuple(float(part) for part in text.split(","))
     except ValueError:
         raise UserError(f"not a list of numbers: {text!r}", where=option, fix="such as 0.5,0.5") from None
+    if not all(map(isfinite, found)):
+        raise UserError(f"not finite: {text!r}", where=option, fix="such as 0.5,0.5")
+    return found
 
 
 def named_numbers(text: str, option: str) -> dict[str, float]:

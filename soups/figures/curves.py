@@ -13,7 +13,7 @@ from soups import pareto
 from soups.errors import UserError
 from soups.figures.spec import GREY, PALETTE, Curve, Mark, details_of, expert_name, samples_of, shorten
 from soups.front import choose_metrics, compute_front
-from soups.methods._weights import SUM_TOLERANCE
+from soups.methods._weights import sums_to_one
 from soups.pareto import Floats
 from soups.results import Result
 
@@ -36,7 +36,7 @@ def interval_of(metrics: Estimates, x: str, y: str) -> tuple[float, float, float
 def is_path(data: Mapping[str, Any]) -> bool:
     """Say whether the points lie on the line between two models, so that one coefficient orders them."""
     points = data["points"]
-    is_mixed = all(abs(sum(point["coefficients"].values()) - 1) <= SUM_TOLERANCE for point in points)
+    is_mixed = all(sums_to_one(point["coefficients"].values()) for point in points)
     return len(data["checkpoints"]) == 2 and is_mixed and not any("modules" in point for point in points)
 
 

@@ -24,7 +24,7 @@ def figure(inputs: Inputs) -> Figure:
     curves = [_hollow(curve, order) if curve.name == "soup" else curve for curve in plane.curves]
     beyond = [(min(0.0, *shares), 0.0), (1.0, max(1.0, *shares))]
     shaded = [(low, high) for low, high in beyond if low < high]
-    panels = [_without_knee(replace(plane, curves=curves)), metrics_plane(results, inputs.init, shaded)]
+    panels = [_without_knee(replace(plane, curves=curves)), metrics_plane(inputs.plain(), inputs.init, shaded)]
     return Figure("Beyond the models", panels, "Hollow and shaded: a coefficient outside [0, 1].", num_columns=2)
 
 

@@ -20,7 +20,7 @@ from soups.figures.curves import (
     soup_marks,
     trajectory_curves,
 )
-from soups.figures.spec import INK, Curve, Figure, Mark, Plane, expert_name, shorten, spell
+from soups.figures.spec import INK, Curve, Figure, Mark, Plane, shorten, spell
 from soups.results import Result
 
 LABELLED = (0.25, 0.5, 0.75)  # coefficients written beside their marks, where there is room
@@ -53,7 +53,7 @@ def front_plane(data: Mapping[str, Any], results: Sequence[Result], inputs: Inpu
     line = "solid" if of_two and inputs.fit != "none" else "none"
     knee = data["knee"]["index"]
     share = f", {shares[knee]:.2g}" if of_two else ""
-    label = "" if expert_name(data["points"][knee]["coefficients"]) else f"knee{share}"
+    label = "" if marks[knee].is_named else f"knee{share}"
     curves = [
         Curve("soup", marks, INK, line, path=path, faded_name="dominated soup"),
         *set_curves(data),

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from soups.errors import UserError
 from soups.figures import Inputs
-from soups.figures.spec import MAX_SAMPLES, Figure, Strip, expert_name, shorten
+from soups.figures.spec import MAX_SAMPLES, Figure, Strip, shorten
 from soups.results import Result
 
 INPUT_KEYS = ("prompt", "question", "input", "uid", "id", "reference")
@@ -43,7 +43,6 @@ def _output(sample: Mapping[str, str], key: str | None) -> str:
 
 
 def _column(result: Result) -> str:
-    name = expert_name(result.coefficients)
-    if name:
-        return shorten(name, 16)
+    if result.alone is not None:
+        return shorten(result.alone, 16)
     return " : ".join(f"{weight:.2g}" for weight in result.coefficients.values())

@@ -115,6 +115,11 @@ class Method:
         return getattr(self.module, "EXACT", {})
 
     @property
+    def is_exact(self) -> bool:
+        """Say whether all the weight on one model returns that model."""
+        return all(self.params[name] == value for name, value in self.exact_params.items())
+
+    @property
     def described_params(self) -> dict[str, Any]:
         """Return the parameters that change the result; ``extrapolate`` only permits coefficients."""
         return {name: value for name, value in self.params.items() if name != "extrapolate"}

@@ -1,6 +1,6 @@
 """Checks on coefficients shared by the methods."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from soups.errors import UserError
@@ -27,8 +27,13 @@ def check_range(weights: Sequence[float]) -> None:
 
 def check_sum(weights: Sequence[float], fix: str = "give coefficients that sum to 1") -> None:
     """Require coefficients that sum to one."""
-    if abs(sum(weights) - 1) > SUM_TOLERANCE:
+    if not sums_to_one(weights):
         raise UserError(f"coefficients sum to {sum(weights):g}, not to 1: {_listed(weights)}", fix=fix)
+
+
+def sums_to_one(weights: Iterable[float]) -> bool:
+    """Say whether coefficients sum to one, but for rounding."""
+    return abs(sum(weights) - 1) <= SUM_TOLERANCE
 
 
 def one_hot(weights: Sequence[float]) -> int | None:

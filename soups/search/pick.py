@@ -17,7 +17,7 @@ from soups import pareto
 from soups.compare import estimate
 from soups.errors import UserError, did_you_mean
 from soups.front import expert_rows
-from soups.methods._weights import SUM_TOLERANCE
+from soups.methods._weights import sums_to_one
 from soups.pareto import Floats
 from soups.points import Point, lattice
 from soups.results import Result
@@ -83,7 +83,7 @@ def table_of(results: Sequence[Result], preference: Mapping[str, float], *, raw:
     coefficients = np.array([[row[name] for name in names] for row in rows])
     scores = np.array([[r.scores[metric] for metric in preference] for r in results]).transpose(0, 2, 1)
     experts = expert_rows(results)
-    is_simplex = not results[0].modules and bool((np.abs(coefficients.sum(axis=1) - 1) <= SUM_TOLERANCE).all())
+    is_simplex = not results[0].modules and all(map(sums_to_one, coefficients.tolist()))
     means = scores.mean(axis=1)
     span = np.ptp(means if experts is None else means[experts], axis=0)
     scale = np.ones(len(preference)) if raw else np.where(span > 0, span, 1.0)
