@@ -9,12 +9,10 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
-import torch
-from PIL import Image
 
 from unival.rewards import Record, Rewards, WeightedReward
 
-MEDIA = bytes | bytearray | memoryview | np.ndarray | torch.Tensor | Image.Image
+TEXT = str | int | float | list | tuple | dict  # and null: what JSON holds
 _REWARD: WeightedReward | None = None  # of a worker process
 
 
@@ -53,7 +51,7 @@ class Scorer:
 
 def text_fields(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return what rewards may read of a record: not the media, which would be copied to the worker."""
-    return {key: value for key, value in record.items() if not isinstance(value, MEDIA)}
+    return {key: value for key, value in record.items() if value is None or isinstance(value, TEXT)}
 
 
 def _start_worker(reward: WeightedReward) -> None:
