@@ -74,7 +74,7 @@ class TaskEntry(Section):
     """One task in a mixture."""
 
     task: str
-    """File name in `unival/tasks`."""
+    """File name in `unival/tasks`, or a Python file of your own."""
     task_args: dict[str, Any] = Field(default_factory=dict)
     """Fields of the task."""
     share: int = Field(default=1, gt=0)

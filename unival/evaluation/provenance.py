@@ -18,6 +18,7 @@ from unival.errors import UserError
 from unival.generate import SearchOptions
 from unival.model.modeling import UnivalForConditionalGeneration
 from unival.model.processing import UnivalProcessor
+from unival.registry import is_own
 from unival.schema import EvaluationConfig, SourceConfig
 from unival.tasks.base import Task
 
@@ -48,6 +49,7 @@ def settings(
     files = {name: arguments[name] for name in FILE_ARGUMENTS if arguments.get(name)}
     return {
         "task": config.task,
+        **({"task_sha256": file_hash(config.task)} if is_own(config.task) else {}),
         "task_args": arguments,
         "search": asdict(search) | {"decoder": "sample" if search.sampling else "beam"},
         "source": config.source.model_dump(mode="json", exclude_defaults=True),

@@ -1,10 +1,8 @@
 """The interface between the loop and what it minimises."""
 
-import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -13,6 +11,7 @@ from unival.batch import Batch
 from unival.errors import UserError, did_you_mean
 from unival.model.modeling import UnivalForConditionalGeneration
 from unival.model.processing import UnivalProcessor
+from unival.registry import member
 
 
 @dataclass(slots=True)
@@ -53,7 +52,7 @@ def get_objective(
     processor: UnivalProcessor | None,
     rows: Callable[[], Sequence[Mapping[str, Any]]],
 ) -> Objective:
-    """Build the objective in `unival/objectives/<name>.py` with checked arguments.
+    """Build the objective in `unival/objectives/<name>.py`, or in a file of one's own, with checked arguments.
 
     Args:
         name, args: From the configuration.
@@ -69,15 +68,12 @@ def get_objective(
 
 
 def objective_class(name: str, args: Mapping[str, Any]) -> Callable[..., Objective]:
-    """Return the class in `unival/objectives/<name>.py` that takes these arguments.
+    """Return the class in `unival/objectives/<name>.py`, or in a file of one's own, that takes these arguments.
 
     Raises:
         UserError: If there is no such file or its arguments are unknown or missing.
     """
-    names = sorted(p.stem for p in Path(__file__).parent.glob("[a-z]*.py") if p.stem != "base")
-    if name not in names:
-        raise UserError(f"unknown objective {name!r}", fix=did_you_mean(name, names))
-    cls = importlib.import_module(f"unival.objectives.{name}").Objective
+    cls = member("unival.objectives", name, "Objective")
     parameters = inspect.signature(cls).parameters
     known = [parameter for parameter in parameters if parameter not in ("processor", "rows")]
     for key in args:

@@ -1,13 +1,11 @@
 """What a task is, and how it is found by name (the file name is the registry)."""
 
-import importlib
 import random
 import string
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol, cast
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
@@ -15,7 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from unival.batch import Example, Modality, PromptType
 from unival.data.answers import read_answers
 from unival.errors import UserError, did_you_mean
+from unival.registry import member, member_names
 
+NEEDED = ("example", "parse", "score", "monitor")  # what a task adds to `TaskArgs`
 Scores = dict[str, np.ndarray]
 Answer = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Candidates = Annotated[tuple[Answer, ...], Field(min_length=1)]
@@ -183,20 +183,23 @@ class Task(Protocol):
 
 def task_names() -> list[str]:
     """List the tasks: the files of this folder."""
-    return sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py") if path.stem != "base")
+    return member_names("unival.tasks")
 
 
 def get_task(name: str, args: Mapping[str, Any] | None = None) -> Task:
-    """Build the task in `unival/tasks/<name>.py` with checked arguments.
+    """Build the task in `unival/tasks/<name>.py`, or in a Python file of one's own, with checked arguments.
 
     Raises:
         UserError: If there is no such file, or an argument is unknown or of the wrong type.
     """
-    if name not in task_names():
-        raise UserError(f"unknown task {name!r}", fix=did_you_mean(name, task_names()))
-    cls = importlib.import_module(f"unival.tasks.{name}").Task
+    cls = member("unival.tasks", name, "Task")
+    missing = [each for each in NEEDED if not hasattr(cls, each)]
+    if missing or not issubclass(cls, TaskArgs):
+        lack = f"has no {missing[0]}" if missing else "is no TaskArgs"
+        fix = "class Task(unival.tasks.base.TaskArgs), as in unival/tasks/caption.py"
+        raise UserError(f"the class Task in {name} {lack}", fix=fix)
     try:
-        return cls(**(args or {}))
+        return cast(Task, cls(**(args or {})))
     except ValidationError as error:
         first = error.errors()[0]
         cause = first.get("ctx", {}).get("error")
