@@ -9,31 +9,27 @@ from typing import Any
 import pytest
 import yaml
 
+from tests import tiny
 from unival.errors import UserError
 from unival.objectives.base import get_objective
 from unival.registry import member
 from unival.schema import RunConfig
 from unival.tasks.base import get_task
+from unival.train import train
 from unival.training.check import check_run
 
-PAGE = Path(__file__).resolve().parents[2] / "docs/tasks.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 RECORD: dict[str, Any] = {"uid": "7", "image": "a.jpg", "objects": ["red apple", "cat"]}
-OBJECTIVE = """
-from unival.objectives.base import Loss
 
-class Objective:
-    def __init__(self, scale: float):
-        self.scale = scale
 
-    def __call__(self, model, batch, update=0):
-        return Loss(model(**batch.inputs).loss * self.scale)
-"""
+def examples(page: str, title: str) -> list[str]:
+    section = (DOCS / page).read_text(encoding="utf-8").split(f"\n## {title}\n")[1]
+    return re.findall(r"```(?:python|yaml)\n(.*?)```", section, re.S)
 
 
 @pytest.fixture
 def blocks() -> list[str]:
-    section = PAGE.read_text(encoding="utf-8").split("\n## A new task\n")[1]
-    return re.findall(r"```(?:python|yaml)\n(.*?)```", section, re.S)
+    return examples("tasks.md", "A new task")
 
 
 @pytest.fixture(autouse=True)
@@ -69,11 +65,23 @@ def test_a_file_is_imported_once_and_finds_what_lies_beside_it(folder: Path, blo
     assert sys.modules["json"] is json  # a name of its own: it hides no module
 
 
-def test_an_objective_of_ones_own_is_checked_like_those_of_the_package(folder: Path) -> None:
-    (folder / "scaled.py").write_text(OBJECTIVE)
-    assert vars(get_objective("scaled.py", {"scale": 2.0}, None, list)) == {"scale": 2.0}
-    with pytest.raises(UserError, match="needs the argument 'scale'"):
-        get_objective("scaled.py", {}, None, list)
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_objective_of_the_page_trains(folder: Path, accumulation: int) -> None:
+    (folder / "focal.py").write_text(examples("objectives.md", "An objective of your own")[0])
+    settings = tiny.run_settings(folder / "run", (2, 1), accumulation=accumulation)
+    del settings["stages"][1]
+    settings["stages"][0]["objective"] = {"name": "focal.py", "args": {"power": 0.0}}
+    focal = losses(train(RunConfig.model_validate(settings)))
+    settings["stages"][0]["objective"] = {"args": {"label_smoothing": 0.0}}
+    plain = losses(train(RunConfig.model_validate(settings | {"out": str(folder / "plain")})))
+    assert focal == pytest.approx(plain, rel=1e-4)  # of power 0: cross entropy
+    with pytest.raises(UserError, match=r"objective focal.py has no argument 'powr'.*did you mean 'power'"):
+        get_objective("focal.py", {"powr": 2.0}, None, list)
+
+
+def losses(model: Path) -> list[float]:
+    lines = (model.parent / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines if "loss" in json.loads(line)]
 
 
 @pytest.mark.parametrize(
