@@ -117,7 +117,7 @@ class Recipe:
     def describe(self, digest: Callable[[Checkpoint], str] = attrgetter("digest")) -> dict[str, Any]:
         """Return the recipe as plain data: names, digests, coefficients, method and parameters."""
         return {
-            "method": self.method.name,
+            "method": self.method.identity,
             "params": self.method.described_params,
             "coefficients": {c.name: w for c, w in zip(self.checkpoints, self.weights, strict=True)},
             "sha256": {c.name: digest(c) for c in self.checkpoints},
@@ -289,7 +289,7 @@ def plan(recipe: Recipe) -> dict[str, Any]:
     ]
     num_read, num_written = (sum(info.num_bytes for info in each) for each in (stored, infos.values()))
     return {
-        "method": recipe.method.name,
+        "method": recipe.method.identity,
         "params": recipe.method.described_params,
         "coefficients": {c.name: w for c, w in zip(recipe.checkpoints, recipe.weights, strict=True)},
         "base": recipe.base.name if recipe.base else None,
@@ -338,7 +338,7 @@ def model_card(recipe: Recipe) -> str:
             "---",
             "# Merged model",
             "",
-            f"Made with `soups merge`, method `{recipe.method.name}`, from:",
+            f"Made with `soups merge`, method `{recipe.method.identity}`, from:",
             "",
             "| model | coefficient | file | SHA-256 |",
             "|---|---:|---|---|",

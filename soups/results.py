@@ -19,14 +19,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from soups.errors import UserError
 from soups.methods import Method, get_method
 from soups.methods._weights import one_hot
 
+if TYPE_CHECKING:
+    from soups.state import Checkpoint
+
 RESULTS_NAME = "results.jsonl"
 SWEEP_NAME = "sweep.json"
+OWN_METHOD = "method_file"
 
 
 @dataclass(frozen=True)
@@ -76,12 +80,35 @@ def read_results(out_dir: Path) -> list[Result]:
     manifest = read_manifest(out_dir)
     if manifest is None:
         return results
-    return marked(results, get_method(manifest["method"], manifest["params"]), manifest.get("rules", ()))
+    own = manifest.get(OWN_METHOD)  # its file need not be here
+    is_exact = own["is_exact"] if own else method_of(manifest).is_exact
+    return marked(results, is_exact, manifest.get("rules", ()))
 
 
-def marked(results: Sequence[Result], method: Method, rules: Sequence[Any]) -> list[Result]:
+def marked(results: Sequence[Result], is_exact: bool, rules: Sequence[Any]) -> list[Result]:
     """Return the results with what the sweep says about them: rules and trimming change a model that is alone."""
-    return [replace(result, is_exact=method.is_exact and not rules) for result in results]
+    return [replace(result, is_exact=is_exact and not rules) for result in results]
+
+
+def described_method(method: Method) -> dict[str, Any]:
+    """Return how a sweep records its method, for `method_of`."""
+    found: dict[str, Any] = {"method": method.name, "params": method.described_params}
+    if method.file_sha256:
+        found[OWN_METHOD] = {"sha256": method.file_sha256, "is_exact": method.is_exact}
+    return found
+
+
+def method_of(manifest: Mapping[str, Any], extras: Sequence[tuple[Checkpoint, Checkpoint]] = ()) -> Method:
+    """Return the method of a sweep.
+
+    Raises:
+        UserError: it is a file of one's own that is gone, or that has changed.
+    """
+    method = get_method(manifest["method"], manifest["params"], extras)
+    if method.file_sha256 != manifest.get(OWN_METHOD, {}).get("sha256"):
+        what = "the file of the method has changed since the sweep"
+        raise UserError(what, where=method.name, fix="bring the old one back, or sweep into another -o")
+    return method
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from typing import Any
 from soups.errors import UserError
 from soups.evaluator import digests_of_files
 from soups.merge import Recipe
-from soups.methods import Method, get_method
+from soups.methods import Method
 from soups.points import Point
 from soups.recipes.coefficients import Rule
 from soups.recipes.policies import Policies
@@ -27,7 +27,9 @@ from soups.results import (
     Result,
     append_result,
     append_shared,
+    described_method,
     marked,
+    method_of,
     new_or_old,
     open_results,
     read_manifest,
@@ -126,7 +128,7 @@ class Sweep:
             "format": FORMAT,
             "coefficients": rest,
             "base": self.base.digest if self.base else None,
-            "method": self.method.name,
+            "method": self.method.identity,
             "params": self.method.described_params,
             "evaluator": self.evaluator,
             "args": dict(self.args),
@@ -152,8 +154,7 @@ class Sweep:
             "format": FORMAT,
             "checkpoints": {c.name: c.described() for c in self.checkpoints},
             "base": self.base.described() if self.base else None,
-            "method": self.method.name,
-            "params": self.method.described_params,
+            **described_method(self.method),
             "integers": self.integers,
             "evaluator": self.evaluator,
             "args": dict(self.args),
@@ -234,7 +235,7 @@ def run_sweep(
                     on_result(result, True)
     if is_shared:
         done |= {result.key: result for result in read_results(out_dir)}
-    return marked([done[key] for key in map(sweep.key, points) if key in done], sweep.method, sweep.rules)
+    return marked([done[key] for key in map(sweep.key, points) if key in done], sweep.method.is_exact, sweep.rules)
 
 
 def reopen_sweep(out_dir: Path) -> Sweep:
@@ -255,7 +256,7 @@ def reopen_sweep(out_dir: Path) -> Sweep:
     # Points outside the simplex are checked where they are asked for, so that this permits nothing new.
     return Sweep(
         checkpoints,
-        get_method(manifest["method"], manifest["params"], extras),
+        method_of(manifest, extras),
         manifest["evaluator"],
         manifest["args"],
         reopen(manifest["base"]) if manifest["base"] else None,

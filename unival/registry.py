@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+import zlib
 from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
 from importlib.util import module_from_spec, spec_from_file_location
@@ -52,13 +53,13 @@ def member(package: str, name: str, kind: str) -> Any:
 
 
 def _import_file(name: str, what: str) -> ModuleType:
-    """Import a file once in this process, under a name that no module has."""
+    """Import a file, once for each content, under a name that no other module has."""
     path = Path(name).resolve()
     if not path.is_file():
         folder = path.parent
         beside = sorted(file.name for file in folder.glob(f"*{OWN_SUFFIX}")) if folder.is_dir() else []
         raise UserError(f"{what} {name!r}: there is no file {path}", fix=did_you_mean(path.name, beside))
-    key = f"unival_own.{path}"
+    key = f"unival_own.{zlib.crc32(path.read_bytes()):08x}.{path}"
     if key in sys.modules:
         return sys.modules[key]
     spec = cast(ModuleSpec, spec_from_file_location(key, path))

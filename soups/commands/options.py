@@ -26,7 +26,9 @@ Names = Annotated[
     list[str] | None,
     typer.Option("--name", help="Name of a model, once per model, in order; default: its folder."),
 ]
-MethodName = Annotated[str, typer.Option("--method", help="Merge method; soups methods lists them.")]
+MethodName = Annotated[
+    str, typer.Option("--method", help="Merge method; soups methods lists them. Or a Python file of your own.")
+]
 Params = Annotated[
     list[str] | None, typer.Option("--param", help="Parameter of the method, key=value; may be repeated.")
 ]

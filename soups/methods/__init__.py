@@ -1,4 +1,4 @@
-"""Merge methods, one file each; the file name is the name of the method.
+"""Merge methods, one file each; the file name is the name of the method, its path that of one outside this folder.
 
 A method file defines
 
@@ -38,6 +38,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from soups.errors import UserError, did_you_mean
+from soups.methods._own import DIGEST, is_own, own_method
 from soups.methods._weights import one_hot
 
 if TYPE_CHECKING:
@@ -88,6 +89,19 @@ class Method:
     def __reduce__(self) -> tuple[Any, ...]:
         """Let a method cross to another process; modules do not pickle."""
         return get_method, (self.name, dict(self.params), self.extras)
+
+    @property
+    def identity(self) -> str:
+        """Return what keys and recipes call it: the name, with the digest of the content where it is a file.
+
+        A file may move without another result, and may not change.
+        """
+        return f"{Path(self.name).name} {self.file_sha256}" if self.file_sha256 else self.name
+
+    @property
+    def file_sha256(self) -> str | None:
+        """Return the digest of a file of one's own; None for a method of the package."""
+        return getattr(self.module, DIGEST, None)
 
     @property
     def base(self) -> str:
@@ -317,14 +331,18 @@ def _cut(fact: Any, piece: Any) -> Any:
 def get_method(
     name: str, params: Mapping[str, Any] | None = None, extras: Sequence[tuple[Checkpoint, Checkpoint]] = ()
 ) -> Method:
-    """Look a method up by its file name and bind its parameters.
+    """Look a method up by its file name, or import a file of one's own, and bind its parameters.
 
     Raises:
         UserError: unknown method, unknown parameter, or a value of the wrong type.
     """
-    if name not in method_names():
-        raise UserError(f"unknown method {name!r}", fix=did_you_mean(name, method_names()))
-    module = importlib.import_module(f"soups.methods.{name}")
+    if is_own(name):
+        module, name = own_method(name), str(Path(name).resolve())
+    elif name in method_names():
+        module = importlib.import_module(f"soups.methods.{name}")
+    else:
+        fix = f"{did_you_mean(name, method_names())}; or a file of your own: {name or 'my'}.py"
+        raise UserError(f"unknown method {name!r}", fix=fix)
     known, given = method_params(module), dict(params or {})
     for key, value in given.items():
         if key not in known:

@@ -10,6 +10,7 @@ from typing import Any
 from soups.errors import UserError
 from soups.methods import get_method
 from soups.recipes.coefficients import interpolate
+from soups.results import method_of
 
 DEPTH = " at depth "  # in the labels of `soups.sweep.Sweep`
 
@@ -77,7 +78,7 @@ def _base(manifest: Mapping[str, Any]) -> str | None:
     if manifest["base"]:
         return manifest["base"]["path"]
     under = {entry["base"]["path"] for entry in manifest["checkpoints"].values() if "base" in entry}
-    takes_base = get_method(manifest["method"], manifest["params"]).base != "none"
+    takes_base = method_of(manifest).base != "none"
     return under.pop() if len(under) == 1 and not takes_base else None
 
 

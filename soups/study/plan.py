@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from soups.errors import UserError, did_you_mean
+from soups.methods import get_method
 from soups.points import Point, corners, segment
 from soups.state import open_checkpoint
 from soups.study.config import extended_files
@@ -191,7 +192,7 @@ def _merged(plan: Plan, name: str, merge: Merge, vanilla: Mapping[str, str], see
         point = tuple(share for _ in members)
         if merge.start_weight:
             members, point = {**members, START: plan.start}, (*point, merge.start_weight)
-        has_base = merge.method not in ("linear", "slerp")
+        has_base = get_method(merge.method).base == "required"
         found.append(Mixture(label, "merge", seed, members, (point,), merge.method, merge.params, has_base=has_base))
     return found
 

@@ -186,9 +186,8 @@ class Judge:
         """Return where the scores of a mixture are."""
         members = {name: self.models.checkpoint(node, name).digest for name, node in mixture.members.items()}
         base = self.models.checkpoint(self.plan.start).digest if mixture.has_base else None
-        content = json.dumps(
-            [members, mixture.method, dict(mixture.params), base, bool(mixture.greedy)], sort_keys=True
-        )
+        identity = get_method(mixture.method).identity
+        content = json.dumps([members, identity, dict(mixture.params), base, bool(mixture.greedy)], sort_keys=True)
         return self.root / f"{slug(mixture.name)}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
     def score(self, mixture: Mixture) -> list[Result]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import runpy
 import shlex
@@ -15,7 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 from soups.cli import app
-from soups.methods import Method, method_params
+from soups.methods import get_method
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```(python|yaml|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -64,13 +63,8 @@ def test_the_method_of_the_page_keeps_the_laws(tmp_path):
     text = (ROOT / "docs" / "soups.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"^```python\n# method: trimmed_mean\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     (tmp_path / "trimmed_mean.py").write_text(block)
-    spec = importlib.util.spec_from_file_location("trimmed_mean", tmp_path / "trimmed_mean.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert method_params(module) == {"trim": 0.2}
-    method = Method("trimmed_mean", method_params(module), module)
+    method = get_method(str(tmp_path / "trimmed_mean.py"))
+    assert method.params == {"trim": 0.2}
     models = [torch.randn(3, 5, generator=torch.Generator().manual_seed(seed)) for seed in range(5)]
 
     def merged(tensors, weights):
