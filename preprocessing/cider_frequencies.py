@@ -18,6 +18,7 @@ from unival.errors import UserError, run_cli
 from unival.metrics.cider import DocumentFrequencies
 from unival.metrics.ngram import simple_tokenize
 from unival.metrics.ptb import ptb_tokenize
+from unival.tasks.caption import given_captions
 
 TOKENIZERS = {"ptb": ptb_tokenize, "simple": lambda texts: [simple_tokenize(text) for text in texts], "none": list}
 
@@ -44,7 +45,11 @@ def main(argv: Sequence[str]) -> None:
         counted = DocumentFrequencies.load(args.from_original)
     else:
         rows = [row for manifest in args.manifests for row in read_json_lines(manifest)]
-        counted = frequencies([row["captions"] for row in rows], args.tokenizer)
+        references = [given_captions(row) for row in rows]
+        if not all(references):
+            place = f"{args.manifests[0]}, row {references.index([]) + 1} of all"
+            raise UserError("a row has no `captions` or `caption`", where=place)
+        counted = frequencies(references, args.tokenizer)
     counted.save(args.out)
     summary = {"documents": counted.num_documents, "ngrams": len(counted.counts), "file": str(args.out)}
     print(json.dumps(summary) if args.json else f"{summary['ngrams']} n-grams of {summary['documents']} documents")

@@ -19,6 +19,7 @@ from pathlib import Path
 from preprocessing.official import Row, one_line, read_json_lines
 from unival.atomic import replacing, write_json
 from unival.errors import UserError, run_cli
+from unival.tasks.caption import given_captions
 
 UNTYPED = ("", "none of the above", "other")
 
@@ -29,7 +30,7 @@ def collect(rows: Iterable[Row]) -> tuple[list[str], list[str], dict[str, list[s
     objects: dict[str, None] = {}
     types: dict[str, Counter[str]] = defaultdict(Counter)
     for row in rows:
-        captions.update(dict.fromkeys(one_line(text) for text in row.get("captions", [])))
+        captions.update(dict.fromkeys(one_line(text) for text in given_captions(row)))
         objects.update(dict.fromkeys(row.get("objects", [])))
         if row.get("answers"):
             types[row["answers"][0]][row.get("question_type", "")] += 1

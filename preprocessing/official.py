@@ -13,6 +13,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from unival.pickles.machine import Machine
 Row = dict[str, Any]
 Manifests = Mapping[str, Iterable[Row]]
 Missing = Literal["fail", "skip", "ignore"]
+MAX_CELL_CHARS = 10_000_000
 MAX_PICKLE_OPERATIONS = 200_000_000  # RefCOCO needs 6 million, WebVidQA about 40
 
 
@@ -36,7 +38,7 @@ def read_json(path: Path) -> Any:
 
 def read_json_lines(path: Path) -> Iterator[Any]:
     """Read one JSON value per line, empty lines left out."""
-    with _open(path) as file:
+    with _open(path) as file, _as_text(path):
         for number, line in enumerate(file, start=1):
             if line.strip():
                 yield _parse(line, f"{path}:{number}")
@@ -44,14 +46,15 @@ def read_json_lines(path: Path) -> Iterator[Any]:
 
 def read_lines(path: Path) -> Iterator[str]:
     """Read the lines of a text file without their line ends."""
-    with _open(path) as file:
+    with _open(path) as file, _as_text(path):
         for line in file:
             yield line.rstrip("\r\n")
 
 
 def read_csv(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
     """Read a CSV file with a header that has at least these columns."""
-    with _open(path, newline="") as file:
+    csv.field_size_limit(MAX_CELL_CHARS)
+    with _open(path, newline="") as file, _as_text(path):
         reader = csv.DictReader(file)
         absent = [column for column in columns if column not in (reader.fieldnames or ())]
         if absent:
@@ -148,7 +151,15 @@ def main(
         root, out, only, missing, as_json = (given.pop(name) for name in ("root", "out", "only", "missing", "json"))
         if not root.is_dir():
             raise UserError(f"no such folder: {root}", fix="see --help for the expected tree")
-        written = write_manifests(build(root, **given), root, out or root.resolve().parent, missing, only)
+        above = Path(os.path.normpath(root.absolute())).parent  # of the name as given: a link may point anywhere
+        try:
+            written = write_manifests(build(root, **given), root, out or above, missing, only)
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            if "--debug" in sys.argv:
+                raise
+            what = f"an annotation file is not what is expected: {type(error).__name__}: {error}"
+            fix = "are these the official files of this data set? --debug shows where"
+            raise UserError(what, where=str(root), fix=fix) from error
         if as_json:
             print(json.dumps(written))
             return
@@ -227,11 +238,20 @@ def _open(path: Path, newline: str | None = "\n") -> Any:
 
 
 def _text(path: Path) -> str:
+    with _open(path) as file, _as_text(path):
+        return file.read()
+
+
+@contextmanager
+def _as_text(path: Path) -> Iterator[None]:
+    """Explain what is no text, or no CSV."""
     try:
-        with _open(path) as file:
-            return file.read()
-    except UnicodeDecodeError:
-        raise UserError("the file is not UTF-8 text", where=str(path)) from None
+        yield
+    except UnicodeDecodeError as error:
+        fix = "save it as UTF-8; is this the official file?"
+        raise UserError(f"the file is not UTF-8 text at byte {error.start}", where=str(path), fix=fix) from None
+    except csv.Error as error:
+        raise UserError(f"not CSV: {error}", where=str(path), fix="is this the official file?") from None
 
 
 def _no_file(path: Path) -> UserError:

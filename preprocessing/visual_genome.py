@@ -13,6 +13,7 @@ so that no test picture is trained on. With `--answers`, `visual_genome/qa_pairs
 the closed set, lower-cased and without its full stop, which the original adds to VQA v2.
 """
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,9 +71,12 @@ def pairs(rows: Iterator[Row], allowed: frozenset[str]) -> Iterator[Row]:
 
 def build(root: Path, exclude: Sequence[str] = (), answers: str | None = None) -> Manifests:
     """Return the rows of each manifest."""
-    excluded = {row["image_id"] for manifest in exclude for row in read_json_lines(Path(manifest))}
+    # As text: a manifest made from CSV has no numbers.
+    excluded = {str(row["image_id"]) for manifest in exclude for row in read_json_lines(Path(manifest))}
     entries = read_json(root / "image_data.json")
-    images = {entry["image_id"]: entry for entry in entries if entry["coco_id"] not in excluded}
+    images = {entry["image_id"]: entry for entry in entries if str(entry["coco_id"]) not in excluded}
+    if exclude:
+        print(f"{len(entries) - len(images)} of {len(entries)} pictures are left out (--exclude)", file=sys.stderr)
     found = present(root, FILES)
     manifests: dict[str, Iterator[Row]] = {}
     if "regions" in found:

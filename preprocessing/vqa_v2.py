@@ -10,7 +10,7 @@
 
 `vqav2/train_questions` and `val` list all ten answers, the most common one first, `testdev` and `test` none. With
 `--answers`, `vqav2/train` are the original's training rows: one per question and answer of the closed set, with the
-soft accuracy as confidence. `trainval` has those of `val` too, for the test server only.
+soft accuracy as confidence. `trainval` has those of `val` too, for the test server only; it needs the files of both.
 """
 
 from collections.abc import Collection, Iterable, Iterator
@@ -18,6 +18,7 @@ from pathlib import Path
 
 from preprocessing.official import Manifests, Row, main, present, read_json
 from unival.data.answers import read_answers
+from unival.errors import UserError
 from unival.metrics.vqa_accuracy import soft_scores
 
 PARTS = {"train": "train2014", "val": "val2014", "testdev": "test-dev2015", "test": "test2015"}
@@ -37,7 +38,10 @@ def rows(questions: Path, annotations: Path | None, pictures: str, dataset: str)
             "dataset": dataset,
         }
         if annotations is not None:
-            annotation = by_id[question["question_id"]]
+            annotation = by_id.get(question["question_id"])
+            if annotation is None:
+                what = f"no annotation of question {question['question_id']}"
+                raise UserError(what, where=str(annotations), fix=f"is it the one that belongs to {questions.name}?")
             row |= {name: annotation[name] for name in ("question_type", "answer_type")}
             given = [answer["answer"] for answer in annotation["answers"]]
             best = annotation.get("multiple_choice_answer", max(given, key=given.count))
@@ -66,9 +70,10 @@ def build(root: Path, answers: str | None = None) -> Manifests:
     manifests = {f"vqav2/{'train_questions' if split == 'train' else split}": part(split) for split in found}
     if answers is not None:
         allowed = frozenset(read_answers(answers))
-        labelled = [split for split in LABELLED if split in found]
-        manifests["vqav2/train"] = pairs(part("train"), allowed)
-        manifests["vqav2/trainval"] = pairs((row for split in labelled for row in part(split)), allowed)
+        if "train" in found:
+            manifests["vqav2/train"] = pairs(part("train"), allowed)
+        if found.keys() >= set(LABELLED):
+            manifests["vqav2/trainval"] = pairs((row for split in LABELLED for row in part(split)), allowed)
     return manifests
 
 

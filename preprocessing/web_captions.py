@@ -27,6 +27,7 @@ FILES = {
     "sbu/train": "SBU_captioned_photo_dataset_captions.txt",
 }
 CAPTION_COLUMN = {"cc3m/train": 0, "cc3m/val": 0, "cc12m/train": 1}
+HEADER = {"caption", "url"}  # a line that the instructions of img2dataset let people add
 SHARD_ROWS = 10_000
 
 
@@ -37,6 +38,8 @@ def captions(name: str, path: Path) -> Iterator[str]:
             yield line
             continue
         cells = line.split("\t")
+        if number == 1 and {cell.strip().lower() for cell in cells} == HEADER:
+            continue
         if len(cells) != 2:
             what = f"{len(cells)} columns, expected caption and URL"
             raise UserError(what, where=f"{path}:{number}", fix="is this the official list?")

@@ -1,5 +1,7 @@
 """`unival data`: what a person sees and gets."""
 
+import base64
+import gzip
 import json
 import os
 from collections.abc import Callable
@@ -93,6 +95,61 @@ def test_texts_beside_media_lose_their_byte_order_mark(folder: Path) -> None:
     run("make", folder, "--from", "folder")
     rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
     assert (rows[0]["captions"], rows[2]["question"]) == (["a red square"], "which colour?")
+
+
+def test_the_first_name_of_a_field_is_its_column_and_others_are_said(folder: Path) -> None:
+    header, row = "uid,id,image,caption,title,answers,answer,split,x0", "7,8,a.png,a cat,Cat,no&&yes,no,val,3"
+    text = run("make", write(folder, f"{header}\n{row}\n"), "--from", "csv").stdout
+    assert text.split("\n")[1] == "5 left out, columns of no known field: id, title, answer, split, x0"
+    row = json.loads((folder / "own.jsonl").read_text())
+    assert row == {"uid": "7", "image": "a.png", "caption": "a cat", "answers": ["no", "yes"]}
+    whole = write(folder, "image,x0,y0,x1,y1\na.png,1,2,3,4\n")
+    report = json.loads(run("make", whole, "--from", "csv", "--force", "--json").stdout)
+    assert "left_out" not in report
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ('"width": 640, "height": 480', "width and height say 640 x 480, the picture has 30 x 20"),
+        ('"box": [0.1, 0.2, 0.5, 0.6]', "no larger than a pixel"),
+        ('"box": [3, 4, 5, 6]', ""),
+        ('"width": 30, "height": 20', ""),
+    ],
+)
+def test_sizes_and_boxes_are_compared_with_the_picture(folder: Path, fields: str, message: str) -> None:
+    (folder / "rows.jsonl").write_text(f'{{"uid": "1", "image": "a.png", {fields}}}\n')
+    report = json.loads(run("check", folder / "rows.jsonl", "--workers", 0, "--json").stdout)
+    assert message in (report["problems"][0]["what"] if message else "")
+    assert report["good"] == (not message)
+
+
+def test_an_empty_label_is_none_and_a_text_needs_no_medium(folder: Path) -> None:
+    rows = [
+        {"image": "a.png", "caption": " "},
+        {"image": "a.png", "captions": [""]},
+        {"image": "a.png", "caption": "x"},
+    ]
+    write(folder, "\n".join(map(json.dumps, rows))).rename(folder / "rows.jsonl")
+    report = json.loads(run("check", folder / "rows.jsonl", "--task", "caption", "--workers", 0, "--json").stdout)
+    assert (report["good"], report["unlabelled"]) == (3, 2)
+    write(folder, '{"question": "is it?", "answers": ["yes"]}\n{"question": "is it?", "answers": [""]}').rename(
+        folder / "texts.jsonl"
+    )
+    report = json.loads(run("check", folder / "texts.jsonl", "--task", "vqa", "--workers", 0, "--json").stdout)
+    assert (report["good"], report["unlabelled"], report["media"]) == (2, 1, {"text": 2})
+
+
+def test_a_table_may_repeat_a_question_with_its_picture_and_says_how_to_find_media(folder: Path) -> None:
+    cell = base64.b64encode((folder / "a.png").read_bytes()).decode()
+    lines = [f"79459\t{image}\twhich colour?\t1|!+{answer}\t\t{cell}\n" for image, answer in ("1r", "1o", "2b")]
+    write(folder, "".join(lines)).rename(folder / "vqa.tsv")
+    report = json.loads(run("check", folder / "vqa.tsv", "--columns", "vqa_gen", "--workers", 0, "--json").stdout)
+    assert (report["good"], report["repeated"]) == (2, 1)
+    assert "is also that of row 0" in report["problems"][0]["what"]
+    write(folder, f"1\t{folder / 'a.png'}\n").rename(folder / "far.tsv")
+    text = run("check", folder / "far.tsv", "--columns", "uid,image", "--workers", 0).stdout
+    assert "set `media_root`" in text
 
 
 def write_beside(folder: Path, text: str) -> Path:
@@ -207,7 +264,28 @@ MISTAKES: dict[str, tuple[Callable[[Path], list[Any]], str]] = {
     "no pair": (lambda f: ["make", write(f, "bild\n"), "--from", "csv", "--field", "bild"], "is not FIELD=COLUMN"),
     "short row": (
         lambda f: ["make", write(f, "image,caption\na.png\n"), "--from", "csv"],
-        r"not the 2 columns.*csv:2",
+        r"fewer cells than the header \(2\).*csv:2",
+    ),
+    "long row": (
+        lambda f: ["make", write(f, "image,caption\na.png,red, and green\n"), "--from", "csv"],
+        r"more cells than the header \(2\).*csv:2.*double quotes",
+    ),
+    "box of COCO": (
+        lambda f: ["make", write(f, 'image,bbox\na.png,"1,2,3,4"\n'), "--from", "csv"],
+        r"may be x, y, width, height.*--field box=bbox",
+    ),
+    "packed": (lambda f: ["check", write(f, gzip.compress(b'{"uid": "1"}'))], "not a manifest"),
+    "packed rows": (
+        lambda f: ["check", write(f, gzip.compress(b'{"uid": "1"}')).rename(f / "rows.jsonl.gz")],
+        r"packed with gzip.*gunzip rows.jsonl.gz",
+    ),
+    "numbers of columns": (
+        lambda f: ["check", write(f, "1\ta.png\n").rename(f / "a.tsv"), "--columns", "0,1"],
+        "'0' is a number, not the name of a field.*uid,-,captions",
+    ),
+    "another layout": (
+        lambda f: ["check", write(f, "1\t2\ta cat\t3 4\n").rename(f / "a.tsv"), "--columns", "image_gen"],
+        "the rows have 4 columns, the layout 'image_gen' has 3",
     ),
     "bad box": (lambda f: ["make", write(f, 'image,box\na.png,"1,2"\n'), "--from", "csv"], r"box must be four.*csv:2"),
     "outside": (lambda f: ["make", write(f, "image\n../a.png\n"), "--from", "csv"], r"leaves the folder.*csv:2"),

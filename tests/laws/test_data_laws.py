@@ -135,6 +135,17 @@ def test_rows_that_cannot_be_decoded_are_named_and_replaced(
     assert all(f"{path}:{number + 1}" in message for number, message in zip((17, 3), messages, strict=True))
 
 
+def test_a_malformed_row_of_a_table_is_named_and_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "rows.tsv"
+    path.write_text("".join(f"u{i}\twhat?\ta cat\t1,2,3{',4' * (i != 5)}\n" for i in range(8)))
+    source = {"tsv": str(path), "columns": ["uid", "question", "answers", "box"]}
+    entry = {"task": "vqa", "task_args": {"modality": "text"}, "source": source}
+    config = StageConfig.model_validate({"name": "s", "steps": 2, "groups": [{"rows": 4, "tasks": [entry]}]})
+    found = uids(list(iterate(config, tiny.processor(), 1, 0, 0)))
+    assert sorted({uid for batch in found for uid in batch}) == sorted(f"u{i}" for i in range(8) if i != 5)
+    assert "left out: box must be four numbers" in capsys.readouterr().err
+
+
 def test_too_many_bad_rows_end_the_run(tmp_path: Path) -> None:
     path = table(tmp_path, bad=tuple(range(0, 24, 2)))
     with pytest.raises(UserError, match=r"rows cannot be read, more than 1.0%.*rows\.tsv:"):

@@ -88,6 +88,14 @@ def write_paths(folder: Path) -> dict[str, Any]:
     return {"tsv": str(folder / "paths.tsv"), "columns": ["uid", "image_id", "captions", "-", "image"]}
 
 
+def test_rows_of_one_identity_keep_their_own_pictures(tmp_path: Path) -> None:
+    cells = [base64.b64encode(picture(index)).decode() for index in range(2)]
+    (tmp_path / "rows.tsv").write_text("".join(f"7\t{cell}\n" for cell in cells))
+    rows = TableRows(tmp_path / "rows.tsv", ["uid", "image"])
+    examples = [get_task("caption").example(rows[index] | {"caption": "x"}) for index in range(2)]
+    assert examples[0].media_id != examples[1].media_id
+
+
 def write_shards(folder: Path) -> dict[str, Any]:
     for shard in range(3):
         with tarfile.open(folder / f"shard-{shard:02d}.tar", "w") as archive:

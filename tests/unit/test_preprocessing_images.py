@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from preprocessing import (
+    clotho,
     coco,
     gqa,
     join_manifests,
@@ -148,6 +149,17 @@ def test_vqa_lists_ten_answers_the_common_one_first_and_expands_pairs(tmp_path: 
     assert pairs == [(["net"], [1.0]), (["mesh"], [pytest.approx(0.6)])]
     assert rows["vqav2/testdev"][0]["image"] == "test2015/COCO_test2015_000000458752.jpg"
     assert "answers" not in rows["vqav2/testdev"][0]
+
+
+def test_vqa_trainval_needs_both_and_questions_their_annotations(tmp_path: Path) -> None:
+    vqa_files(tmp_path, "v2", "train2014")
+    write(tmp_path, "answers.json", {"net": 0})
+    assert "vqav2/trainval" not in vqa_v2.build(tmp_path, str(tmp_path / "answers.json"))
+    vqa_files(tmp_path, "v2", "val2014")
+    assert "vqav2/trainval" in vqa_v2.build(tmp_path, str(tmp_path / "answers.json"))
+    write(tmp_path, "v2_mscoco_train2014_annotations.json", {"annotations": []})
+    with pytest.raises(UserError, match=r"no annotation of question 458752000.*train2014_annotations"):
+        list(vqa_v2.build(tmp_path)["vqav2/train_questions"])
 
 
 def test_ok_vqa_has_the_same_format_without_a_chosen_answer(tmp_path: Path) -> None:
@@ -313,6 +325,15 @@ def test_web_lists_find_pictures_by_their_place_and_skip_dead_ones(tmp_path: Pat
     assert late[0]["image"] == "sbu_train/00000/000000000.jpg"
 
 
+def test_a_header_that_img2dataset_wants_is_no_row(tmp_path: Path) -> None:
+    write(tmp_path, "cc12m.tsv", "url\tcaption\nhttp://a/1.jpg\ta red square\n")
+    (row,) = web_captions.build(tmp_path)["cc12m/train"]
+    assert (row["image"], row["captions"]) == ("cc12m_train/00000/000000000.jpg", ["a red square"])
+    write(tmp_path, "SBU_captioned_photo_dataset_captions.txt", "caption\n")
+    (row,) = web_captions.build(tmp_path)["sbu/train"]
+    assert row["captions"] == ["caption"]
+
+
 def test_web_list_with_a_broken_line_names_it(tmp_path: Path) -> None:
     write(tmp_path, "cc12m.tsv", "http://a\tb\nhttp://c\n")
     with pytest.raises(UserError, match=r"1 columns.*cc12m.tsv:2"):
@@ -365,6 +386,14 @@ def test_visual_genome_clips_regions_cleans_answers_and_leaves_test_pictures_out
     assert [(row["uid"], row["answers"], row["confidences"]) for row in pair] == [("986768", ["green"], [1.0])]
 
 
+def test_visual_genome_leaves_out_pictures_that_are_named_as_text(tmp_path: Path, capsys: Any) -> None:
+    visual_genome_files(tmp_path)
+    write(tmp_path, "coco_test.jsonl", json.dumps({"uid": "77", "image_id": "77"}))
+    rows = written(visual_genome.build(tmp_path, [str(tmp_path / "coco_test.jsonl")]), tmp_path)
+    assert {row["image_id"] for row in rows["visual_genome/regions"]} == {1}
+    assert "1 of 2 pictures are left out" in capsys.readouterr().err
+
+
 def test_visual_genome_keeps_all_pictures_by_default(tmp_path: Path) -> None:
     visual_genome_files(tmp_path)
     assert len(written(visual_genome.build(tmp_path), tmp_path)["visual_genome/regions"]) == 2
@@ -405,6 +434,37 @@ def test_the_command_prints_json_and_ends_with_code_2_on_wrong_input(tmp_path: P
         main("doc", vizwiz.build, argv=[str(tmp_path), "--only", "vizwiz/tset"])
     assert stop.value.code == 2
     assert "did you mean 'vizwiz/test'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "build", "message"),
+    [
+        ("SBU_captioned_photo_dataset_captions.txt", b"caf\xe9\n", web_captions.build, "not UTF-8 text at byte 3"),
+        ("dataset_coco.json", b"[1, 2]", coco.build, "not what is expected: TypeError"),
+        ("clotho_captions_evaluation.csv", b"file_name,caption_1\xff", clotho.build, "not UTF-8 text at byte 19"),
+    ],
+)
+def test_another_file_under_an_official_name_is_one_message(
+    name: str, content: bytes, build: Any, message: str, tmp_path: Path, capsys: Any
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(SystemExit) as stop:
+        main("doc", build, argv=[str(tmp_path)])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "official file" in error
+
+
+def test_manifests_lie_beside_the_folder_that_was_named_even_if_it_is_a_link(tmp_path: Path, capsys: Any) -> None:
+    write(tmp_path, "big/mscoco/Annotations/test.json", [{"image": "a.jpg", "question": "What?"}])
+    touch(tmp_path, "big/mscoco/test/a.jpg")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/vw").symlink_to(tmp_path / "big/mscoco")
+    with pytest.raises(SystemExit):
+        main("doc", vizwiz.build, argv=[str(tmp_path / "data/vw")])
+    assert len(ManifestRows(tmp_path / "data/vizwiz/test.jsonl")) == 1
+    assert not (tmp_path / "big/vizwiz").exists()
 
 
 def test_two_rows_with_one_uid_are_refused(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_the_answer_list_counts_targets_after_normalisation(tmp_path: Path, caps
 
 
 def test_document_frequencies_count_a_row_once_after_tokenisation(tmp_path: Path) -> None:
-    rows = [{"captions": ["A cat's toy.", "a toy"]}, {"captions": ["The cat."]}]
+    rows = [{"captions": ["A cat's toy.", "a toy"]}, {"caption": "The cat."}]
     manifest = write_rows(tmp_path, "m.jsonl", rows)
     run(cider_frequencies.main, manifest, "--out", tmp_path / "ptb.json")
     counted = DocumentFrequencies.load(tmp_path / "ptb.json")
@@ -67,6 +67,12 @@ def test_document_frequencies_count_a_row_once_after_tokenisation(tmp_path: Path
     }
     run(cider_frequencies.main, manifest, "--tokenizer", "simple", "--out", tmp_path / "simple.json")
     assert ("cats",) in DocumentFrequencies.load(tmp_path / "simple.json").counts
+
+
+def test_frequencies_name_a_row_without_captions(tmp_path: Path) -> None:
+    manifest = write_rows(tmp_path, "m.jsonl", [{"captions": ["a cat"]}, {"question": "?"}])
+    with pytest.raises(UserError, match=r"no `captions` or `caption`.*row 2"):
+        run(cider_frequencies.main, manifest, "--out", tmp_path / "ptb.json")
 
 
 def test_the_original_s_cached_frequencies_give_the_same_scores(tmp_path: Path) -> None:
@@ -92,7 +98,7 @@ def test_frequencies_refuse_a_hostile_pickle(tmp_path: Path) -> None:
 def test_negative_samples_are_the_original_s_three_files(tmp_path: Path) -> None:
     rows = [
         {"captions": ["a cat", "a dog"], "objects": ["cat", "dog"]},
-        {"captions": ["a cat"], "objects": ["cat"]},
+        {"caption": "a cat", "objects": ["cat"]},
         {"answers": ["2"], "question_type": "how many"},
         {"answers": ["2"], "question_type": "how many"},
         {"answers": ["2"], "question_type": "what is"},

@@ -200,4 +200,4 @@ def _field(archive: tarfile.TarFile, path: Path, member: tarfile.TarInfo, extens
         return {extension or "txt": value}
     if not isinstance(value, dict):
         raise UserError("a JSON member must hold an object", where=where)
-    return {name: part for name, part in value.items() if name not in (*MEDIA_COLUMNS, "uid")}
+    return {name: part for name, part in value.items() if name not in (*MEDIA_COLUMNS, "uid") and part is not None}

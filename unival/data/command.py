@@ -70,7 +70,7 @@ def make(
 
     Example: unival data make photos.csv --from csv --field captions=notes
     """
-    from unival.data.make import left_out_of_folder, rows_of_csv, rows_of_folder, write_manifest
+    from unival.data.make import left_out_of_csv, left_out_of_folder, rows_of_csv, rows_of_folder, write_manifest
 
     fields = dict(_pair(text) for text in field or [])
     rows = rows_of_csv(source, fields) if kind == "csv" else rows_of_folder(source)
@@ -81,7 +81,7 @@ def make(
     report: dict[str, Any] = {"manifest": str(target), "rows": num_rows}
     if is_elsewhere:
         report["media_root"] = str(folder.resolve())
-    left_out = left_out_of_folder(folder, target) if kind == "folder" else []
+    left_out = left_out_of_folder(folder, target) if kind == "folder" else left_out_of_csv(source, fields)
     if left_out:
         report["left_out"] = left_out
     if as_json:
@@ -92,7 +92,8 @@ def make(
         print(f"its media paths are relative to another folder: media_root: {report['media_root']}")
     if left_out:
         shown = ", ".join(left_out[:SHOWN_LEFT_OUT]) + (", ..." if len(left_out) > SHOWN_LEFT_OUT else "")
-        print(UserError(f"{len(left_out)} left out, no known media or linked folders: {shown}"))
+        kinds = "no known media or linked folders" if kind == "folder" else "columns of no known field"
+        print(UserError(f"{len(left_out)} left out, {kinds}: {shown}"))
 
 
 def _open(name: str, columns: str | None, media_root: Path | None, limit: int | None) -> Any:
@@ -122,9 +123,8 @@ def _probe(task: str | None) -> Any:
 
     def probe(row: Any) -> bool:
         found = media_of(row)
-        known = get_task(task, {"modality": found[0]} if found else {})
-        known.example(row)
-        return known.is_labelled(row)
+        known = get_task(task, {"modality": found[0] if found else "text"})
+        return bool(known.example(row).target) and known.is_labelled(row)
 
     return probe
 
@@ -139,6 +139,8 @@ def _pair(text: str) -> tuple[str, str]:
 def _print(report: dict[str, Any]) -> None:
     media = ", ".join(f"{number} {kind}" for kind, number in report.get("media", {}).items())
     print(f"{report['rows']} rows ({media}), {report['good']} good")
+    if report["repeated"]:
+        print(f"{report['repeated']} rows have the uid of another row about the same medium")
     if report["unlabelled"]:
         print(f"{report['unlabelled']} have no label for this task: they can be predicted, not learned or scored")
     for name, unit in (("width", " px"), ("height", " px"), ("seconds", " s")):
@@ -147,7 +149,7 @@ def _print(report: dict[str, Any]) -> None:
             print(f"{name}: {low} to {high}{unit}, median {middle}")
     problems = report.get("problems", [])
     for problem in problems[:SHOWN_PROBLEMS]:
-        print(UserError(problem["what"], where=problem["where"]))
+        print(UserError(problem["what"], where=problem["where"], fix=problem.get("fix")))
     if len(problems) > SHOWN_PROBLEMS:
         print(f"and {len(problems) - SHOWN_PROBLEMS} more: --json lists all")
     if "sheet" in report:

@@ -17,6 +17,7 @@ from unival.data.bad_rows import decoding
 from unival.data.fields import media_of
 from unival.data.image import load_image
 from unival.data.source import Source, row_name
+from unival.data.table import TableRows
 from unival.data.video import load_video
 from unival.data.workers import Workers
 from unival.errors import UserError
@@ -36,10 +37,12 @@ class Look:
         uid: Its identity.
         medium: Column of its medium; `text` without.
         problem: Why it cannot be used; empty if it can.
+        fix: What to do about it, if that is known.
         size: Width and height of pictures and frames.
         seconds: Of a sound.
         text: What the row says, in a line.
         is_labelled: Whether it has what a task is learned and scored with.
+        media_id: What rows about the same medium share, where the source says so.
         tile: A small picture of the medium, PNG.
     """
 
@@ -47,10 +50,12 @@ class Look:
     uid: str = ""
     medium: str = "text"
     problem: str = ""
+    fix: str = ""
     size: tuple[int, int] | None = None
     seconds: float | None = None
     text: str = ""
     is_labelled: bool = True
+    media_id: str = ""
     tile: bytes = b""
 
 
@@ -61,6 +66,7 @@ class Inspection:
     rows: int = 0
     good: int = 0
     unlabelled: int = 0
+    repeated: int = 0
     media: dict[str, int] = field(default_factory=dict)
     width: list[int] = field(default_factory=list)
     height: list[int] = field(default_factory=list)
@@ -98,13 +104,18 @@ def inspect_rows(
     pool = Workers(lambda index, struck: look_at(source, index, struck, index in pictured, probe), workers, seconds, 16)
     lost: dict[str, str] = {}
     pool.on_loss = lost.__setitem__
-    found, kept, uids = Inspection(), [], {}
+    found, kept, uids, media_ids = Inspection(), [], {}, {}
     media: Counter[str] = Counter()
     for index, look in enumerate(pool.results(range(num_rows))):
         look.problem = lost.get(look.where, look.problem)
         first, where = uids.setdefault(look.uid, (index, look.where)) if look.uid else (index, look.where)
         if not look.problem and first != index:
-            look.problem = f"the uid {look.uid!r} is also that of row {first}, {where}"
+            if look.media_id and look.media_id == media_ids[first]:  # a question with a row for each of its answers
+                found.repeated += 1
+            else:
+                look.problem = f"the uid {look.uid!r} is also that of row {first}, {where}"
+        if isinstance(source, TableRows):
+            media_ids[index] = look.media_id
         found.rows += 1
         found.good += not look.problem
         found.unlabelled += not look.problem and not look.is_labelled
@@ -115,7 +126,8 @@ def inspect_rows(
         if look.seconds is not None:
             found.seconds.append(look.seconds)
         if look.problem:
-            found.problems.append({"where": look.where, "uid": look.uid, "what": look.problem})
+            fix = {"fix": look.fix} if look.fix else {}
+            found.problems.append({"where": look.where, "uid": look.uid, "what": look.problem, **fix})
         if look.problem or index in pictured:
             kept.append(look)
     found.media = dict(media)
@@ -129,7 +141,7 @@ def look_at(source: Source, index: int, struck: frozenset[str], is_pictured: boo
         return look
     try:
         row = source[index]
-        look.uid, look.text = str(row.get("uid", "")), _text_of(row)
+        look.uid, look.text, look.media_id = str(row.get("uid", "")), _text_of(row), str(row.get("media_id", ""))
         found = media_of(row)
         look.medium = found[0] if found else "text"
         if probe is not None:
@@ -142,6 +154,7 @@ def look_at(source: Source, index: int, struck: frozenset[str], is_pictured: boo
                 look.tile = _png(pixels, row.get("box") if look.size else None)
     except UserError as error:
         look.problem = error.what + (f" ({error.where})" if error.where and error.where != look.where else "")
+        look.fix = error.fix or ""
     return look
 
 
@@ -188,12 +201,16 @@ def _decode(column: str, medium: Any, look: Look) -> np.ndarray:
 
 
 def _check_box(row: Mapping[str, Any], look: Look) -> None:
-    if "box" not in row or look.size is None:
+    if look.size is None or not ("box" in row or look.medium == "image"):
         return
     size = row.get("width", look.size[0]), row.get("height", look.size[1])
     if tuple(size) != look.size:
         raise UserError(f"width and height say {size[0]} x {size[1]}, the picture has {look.size[0]} x {look.size[1]}")
+    if "box" not in row:
+        return
     x0, y0, x1, y1 = row["box"]
+    if max(row["box"]) <= 1:
+        raise UserError(f"the box {row['box']} is no larger than a pixel", fix="boxes are in pixels: x0, y0, x1, y1")
     if not (0 <= x0 < x1 <= size[0] and 0 <= y0 < y1 <= size[1]):
         raise UserError(f"the box {row['box']} does not lie in the picture of {size[0]} x {size[1]}")
 

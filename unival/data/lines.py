@@ -22,6 +22,7 @@ MIN_CACHED_BYTES = 64_000_000
 _CHUNK_BYTES = 16_000_000
 _MARGIN_BYTES = 4096  # read at both ends of a line with a very long cell
 _BOM = b"\xef\xbb\xbf"
+_GZIP = b"\x1f\x8b"
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,9 @@ class Lines:
 
     def _scan(self) -> tuple[np.ndarray, _Facts]:
         state, ends, tabs, position = self._state(), [], [], 0
+        if os.pread(self._file, len(_GZIP), 0) == _GZIP:
+            fix = f"unpack it first: gunzip {self.path.name} (a .tgz: tar -xzf {self.path.name})"
+            raise UserError("the file is packed with gzip", where=str(self.path), fix=fix)
         while chunk := os.pread(self._file, _CHUNK_BYTES, position):
             values = np.frombuffer(chunk, np.uint8)
             marks = np.flatnonzero(values <= 10)  # one pass finds line feeds, tabs and NUL

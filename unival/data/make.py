@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from unival.atomic import replacing
 from unival.data.archive import EXTENSIONS
@@ -26,7 +26,7 @@ ALIASES = {
     "answers": ("answers", "answer"),
     "text": ("text", "expression", "statement", "hypothesis"),
     "label": ("label",),
-    "box": ("box", "bbox"),
+    "box": ("box",),
 }
 FIELDS = {alias: field for field, aliases in ALIASES.items() for alias in aliases}
 CORNERS = ("x0", "y0", "x1", "y1")
@@ -51,15 +51,16 @@ def rows_of_csv(path: str | Path, fields: Mapping[str, str] | None = None) -> It
     csv.field_size_limit(MAX_CELL_CHARS)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            head = file.readline()
-            file.seek(0)
-            separator = max(",;\t", key=head.count)
+            separator = _separator(file)
             reader = csv.DictReader(file, delimiter=separator, strict=True)
             columns = _columns(reader.fieldnames or [], fields or {}, str(path))
             for cells in reader:
                 where = f"{path}:{reader.line_num}"
                 if None in cells or None in cells.values():
-                    raise UserError(f"the row has not the {len(cells)} columns of the header", where=where)
+                    is_more, num_columns = None in cells, len(reader.fieldnames or [])
+                    what = f"the row has {'more' if is_more else 'fewer'} cells than the header ({num_columns})"
+                    fix = f"a text that holds {separator!r} stands in double quotes" if is_more else None
+                    raise UserError(what, where, fix)
                 yield _row(cells, columns, path.parent, where)
     except FileNotFoundError:
         raise UserError(f"no such file: {path}", fix="check the path") from None
@@ -67,6 +68,17 @@ def rows_of_csv(path: str | Path, fields: Mapping[str, str] | None = None) -> It
         raise UserError(f"not UTF-8 text at byte {error.start}", str(path), "save it as CSV in UTF-8") from None
     except (OSError, csv.Error) as error:
         raise UserError(f"the file cannot be read: {error}", where=str(path)) from None
+
+
+def left_out_of_csv(path: str | Path, fields: Mapping[str, str] | None = None) -> list[str]:
+    """Return the columns that `rows_of_csv` makes nothing of, in their order."""
+    path = Path(path)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        header = next(csv.reader(file, delimiter=_separator(file)), [])
+    columns = _columns(header, fields or {}, str(path))
+    corners = set(CORNERS) <= columns.keys()
+    used = {column for field, column in columns.items() if corners or field not in CORNERS}
+    return [name for name in header if name not in used]
 
 
 def rows_of_folder(folder: str | Path) -> Iterator[dict[str, Any]]:
@@ -147,6 +159,13 @@ def write_manifest(rows: Iterable[Mapping[str, Any]], path: str | Path, is_repla
     return num_rows
 
 
+def _separator(file: TextIO) -> str:
+    """Return what separates the cells of a file, and go back to its beginning."""
+    head = file.readline()
+    file.seek(0)
+    return max(",;\t", key=head.count)
+
+
 def _column_of(path: Path) -> str | None:
     """Return the column of a media file; None for anything else, and hidden files."""
     column = EXTENSIONS.get(path.suffix.lower().removeprefix("."))
@@ -168,9 +187,14 @@ def _columns(header: Iterable[str], given: Mapping[str, str], where: str) -> dic
     for field, name in fields.items():
         if name not in names:
             raise UserError(f"there is no column {name!r} for {field!r}", where=where, fix=did_you_mean(name, names))
+    if "bbox" in by_name and "box" not in fields:
+        fix = "if its four numbers are x0, y0, x1, y1: --field box=bbox; else turn them, or rename it"
+        raise UserError("a column `bbox` may be x, y, width, height, as in COCO", where=where, fix=fix)
     known = ((field, by_name[alias]) for field, aliases in ALIASES.items() for alias in aliases if alias in by_name)
-    taken = set(fields.values())
-    found = {field: name for field, name in known if name not in taken} | dict(fields)
+    taken, found = set(fields.values()), dict(fields)
+    for field, name in known:
+        if name not in taken:
+            found.setdefault(field, name)  # the first name of a field is the one that means it most
     found |= {corner: by_name[corner] for corner in CORNERS if corner in by_name}
     if not found.keys() & {"medium", *MEDIA_COLUMNS}:
         fix = f"name it with --field image=COLUMN; the columns are {', '.join(names) or 'missing'}"

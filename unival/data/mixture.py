@@ -100,7 +100,9 @@ class Stream:
 
     def row(self, index: int, epoch: int) -> Example:
         """Return the example of one row; tasks that draw something draw anew in every epoch."""
-        row, where = {**self.source[index], "epoch": epoch}, row_name(self.source, index)
+        where = row_name(self.source, index)
+        with decoding(where):  # tables and archives are too large to be checked before
+            row = {**self.source[index], "epoch": epoch}
         if self.entry.augment is not None and self.sizes is not None:
             medium = index // self.source.variants
             rng = np.random.default_rng((self.seed, epoch, medium))

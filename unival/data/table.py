@@ -58,6 +58,10 @@ class TableRows:
         self.path = Path(path)
         self.columns = _numbers(columns)
         num_columns = self.lines.check_columns()
+        expected = max(self.columns.values()) + 1
+        if isinstance(columns, str) and num_columns > expected:
+            what = f"the rows have {num_columns} columns, the layout {columns!r} has {expected}"
+            raise UserError(what, where=f"{path}:1", fix="name the fields of all columns, `-` for one to skip")
         for name, number in self.columns.items():
             if not 0 <= number < num_columns:
                 what = f"column {number} for {name!r} does not exist: the rows have {num_columns} columns"
@@ -105,6 +109,10 @@ def _numbers(columns: str | Sequence[str] | Mapping[str, int]) -> dict[str, int]
         return LAYOUTS[columns]
     if isinstance(columns, Mapping):
         return dict(columns)
+    numbered = next((name for name in columns if name.isdigit()), None)
+    if numbered is not None:
+        fix = "give the names of the fields in the order of the columns, such as uid,-,captions,-,image"
+        raise UserError(f"{numbered!r} is a number, not the name of a field", where="columns", fix=fix)
     return {name: number for number, name in enumerate(columns) if name != "-"}
 
 
@@ -125,8 +133,10 @@ def _finished(row: dict[str, Any], file: str, where: str) -> dict[str, Any]:
     if not row["uid"]:
         raise UserError("the identity is empty", where=where)
     for column in MEDIA_COLUMNS:
-        if isinstance(row.get(column), MediaRange) and row.get(f"{column}_id"):
-            row.setdefault("media_id", f"{file}#{row[f'{column}_id']}")  # one picture stands in several rows
+        medium = row.get(column)
+        if isinstance(medium, MediaRange):  # one picture stands in several rows; without an id each is its own
+            name = row.get(f"{column}_id")
+            row.setdefault("media_id", f"{file}#{name}" if name else f"{file}@{medium.offset}")
     if "box" in row and "image" in row and "width" not in row:
         row["width"], row["height"] = image_size(row["image"])
     check_row(row, where)

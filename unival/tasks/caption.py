@@ -120,8 +120,9 @@ def without_punctuation(text: str) -> str:
 
 
 def given_captions(record: Mapping[str, Any]) -> list[str]:
-    """Return the captions of a record as they are."""
-    return list(record["captions"]) if "captions" in record else [record["caption"]] if "caption" in record else []
+    """Return the captions of a record as they are, without empty ones."""
+    given = record["captions"] if "captions" in record else [record["caption"]] if "caption" in record else []
+    return [caption for caption in given if caption.strip()]
 
 
 def references(record: Mapping[str, Any]) -> list[str]:

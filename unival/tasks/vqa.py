@@ -52,7 +52,7 @@ class Task(TaskArgs):
 
     def is_labelled(self, record: Mapping[str, Any]) -> bool:
         """Return whether a prediction can be scored."""
-        return bool(record.get("answers"))
+        return any(answer.strip() for answer in record.get("answers", ()))
 
     def score(self, predictions: Sequence[str], records: Sequence[Mapping[str, Any]]) -> Scores:
         """Return the VQA accuracy; of records with confidences, that of the very answer, 0 for others."""
