@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from preprocessing.official import read_json_lines
+from unival.data.fields import given_captions
 from unival.errors import UserError, run_cli
 from unival.metrics.cider import DocumentFrequencies
 from unival.metrics.ngram import simple_tokenize
 from unival.metrics.ptb import ptb_tokenize
-from unival.tasks.caption import given_captions
 
 TOKENIZERS = {"ptb": ptb_tokenize, "simple": lambda texts: [simple_tokenize(text) for text in texts], "none": list}
 

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from preprocessing.official import Row, one_line, read_json_lines
 from unival.atomic import replacing, write_json
+from unival.data.fields import given_captions
 from unival.errors import UserError, run_cli
-from unival.tasks.caption import given_captions
 
 UNTYPED = ("", "none of the above", "other")
 

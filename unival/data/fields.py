@@ -104,6 +104,12 @@ def parse_answers(text: str) -> dict[str, list[Any]]:
     return {"answers": [answer for _, answer in pairs], "confidences": [confidence for confidence, _ in pairs]}
 
 
+def given_captions(record: Mapping[str, Any]) -> list[str]:
+    """Return the captions of a record as they are, without empty ones."""
+    given = record["captions"] if "captions" in record else [record["caption"]] if "caption" in record else []
+    return [caption for caption in given if caption.strip()]
+
+
 def _inside(text: str, root: Path, is_free: bool, where: str) -> str:
     path = Path(text)
     if not text or "\0" in text:

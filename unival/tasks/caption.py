@@ -12,6 +12,7 @@ from pydantic import Field
 
 from unival.batch import Example
 from unival.data.clean import clean_caption
+from unival.data.fields import given_captions
 from unival.metrics import java_scores
 from unival.metrics.bleu import bleu
 from unival.metrics.caption_match import exact_match, name_precision, name_recall
@@ -117,12 +118,6 @@ class Task(TaskArgs):
 def without_punctuation(text: str) -> str:
     """Delete every ASCII punctuation character, and outer spaces."""
     return text.translate(NO_PUNCTUATION).strip()
-
-
-def given_captions(record: Mapping[str, Any]) -> list[str]:
-    """Return the captions of a record as they are, without empty ones."""
-    given = record["captions"] if "captions" in record else [record["caption"]] if "caption" in record else []
-    return [caption for caption in given if caption.strip()]
 
 
 def references(record: Mapping[str, Any]) -> list[str]:

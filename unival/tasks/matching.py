@@ -13,9 +13,9 @@ import numpy as np
 from unival.batch import Example
 from unival.data.answers import read_answers
 from unival.data.clean import clean_caption
+from unival.data.fields import given_captions
 from unival.errors import UserError
 from unival.tasks.base import Candidates, Scores, TaskArgs, generator_for, is_clean
-from unival.tasks.caption import given_captions
 
 MAX_WORDS = 80
 OBJECT_DRAW = 0.6  # above it a wrong caption is the right one with another object

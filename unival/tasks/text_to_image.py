@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from unival.batch import Example
+from unival.data.fields import given_captions
 from unival.tasks.base import Scores, TaskArgs, is_clean
-from unival.tasks.caption import given_captions
 
 MAX_WORDS = 64
 CODE = re.compile(r"<code_(\d+)>")
