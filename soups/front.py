@@ -159,7 +159,8 @@ def compute_front(
     }
     sets = [PointSet(SOUPS, plane, planes), *others.values()]
     if experts is not None:
-        sets.append(PointSet(LINE, coefficients @ plane[experts], coefficients @ planes[:, experts], is_target=False))
+        inside = coefficients[is_between(coefficients)]
+        sets.append(PointSet(LINE, inside @ plane[experts], inside @ planes[:, experts], is_target=False))
     return {
         "format": FORMAT,
         "x": x,
@@ -260,15 +261,21 @@ def _straight_line(
     """Compare with the interpolated scores of the experts at the same coefficients, point for point."""
     if experts is None:
         return None
-    line, lines = coefficients @ plane[experts], coefficients @ planes[:, experts]
+    between = is_between(coefficients)  # beyond a model there is no line to compare with
+    line, lines = coefficients[between] @ plane[experts], coefficients[between] @ planes[:, experts]
     value, values = pareto.hypervolume(line, corner), pareto.hypervolumes(lines, corner)
-    gain = pareto.hypervolume(plane, corner) - value
+    gain = pareto.hypervolume(plane[between], corner) - value
     return {
         "hypervolume": estimate(value, values, level),
-        "gain": estimate(gain, pareto.hypervolumes(planes, corner) - values, level),
+        "gain": estimate(gain, pareto.hypervolumes(planes[:, between], corner) - values, level),
         "area": _area(plane, planes, experts, level),
-        "num_below": pareto.num_below_chord(plane, plane[experts]) if _is_falling(plane, experts) else None,
+        "num_below": pareto.num_below_chord(plane[between], plane[experts]) if _is_falling(plane, experts) else None,
     }
+
+
+def is_between(coefficients: Floats) -> np.ndarray:
+    """Say which points (P, N) lie between the models, none of which is subtracted."""
+    return np.asarray((coefficients >= 0).all(axis=1))
 
 
 def _is_falling(plane: Floats, experts: list[int]) -> bool:
@@ -308,8 +315,9 @@ def _margins(
 ) -> dict[str, Any] | None:
     if experts is None:
         return None
-    values = pareto.margins(plane, coefficients, plane[experts])
-    resampled = pareto.margins(planes, coefficients, planes[:, experts])
+    between = is_between(coefficients)
+    values = pareto.margins(plane[between], coefficients[between], plane[experts])
+    resampled = pareto.margins(planes[:, between], coefficients[between], planes[:, experts])
     table: dict[str, Any] = {}
     for k, metric in enumerate(metrics):
         summary = pareto.summarise_margins(values[:, k])

@@ -13,6 +13,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from soups.agreement import disagreements
 from soups.batch_norm import is_statistic, recomputed
 from soups.digests import sha256
 from soups.engine.jobs import num_cores
@@ -301,6 +302,7 @@ def plan(recipe: Recipe) -> dict[str, Any]:
         "bytes_read": num_read,
         "bytes_written": num_written,
         "bytes_memory": predicted_memory(tasks, num_cores(), forks=can_fork()),
+        "disagreements": disagreements([*recipe.inputs]),
         "seconds": round(predicted_seconds(tasks, num_read + num_written, num_cores()), 1),
     }
 

@@ -51,6 +51,12 @@ class Result:
     is_exact: bool = True
 
     @property
+    def every_coefficient(self) -> dict[str, float]:
+        """Return every coefficient under one name: those of a module are named ``model @ pattern``."""
+        modules = {f"{name} @ {label}": w for label, part in self.modules.items() for name, w in part.items()}
+        return {**self.coefficients, **modules}
+
+    @property
     def is_plain(self) -> bool:
         """Say whether one set of coefficients holds for all tensors."""
         return all(dict(part) == dict(self.coefficients) for part in self.modules.values())

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from soups.engine.live import LiveSoup, check_kept
+from soups.engine.live import LiveSoup
 from soups.errors import UserError
 from soups.evaluator import Evaluator, FileEvaluator, checked_samples, checked_scores, load_evaluator
 from soups.merge import merge
@@ -53,7 +53,7 @@ class Scorer:
         assert not isinstance(self._evaluator, FileEvaluator)
         live = self._evaluator.state()
         soup = LiveSoup(self._sweep, live)
-        check_kept(live, self._evaluator.state(), self._sweep.evaluator)
+        soup.check_kept(self._evaluator.state())
         return soup
 
     def score(self, point: Point) -> Result:
@@ -84,7 +84,9 @@ class Scorer:
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
         self._soup.write(point)
-        return self._evaluator.evaluate()
+        scores = self._evaluator.evaluate()
+        self._soup.check_kept(self._evaluator.state())  # a call of .to() or .half() moves a model elsewhere
+        return scores
 
 
 def remove_leftovers(out_dir: Path) -> None:

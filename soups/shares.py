@@ -101,3 +101,19 @@ def submit(
             executor.submit(run_sweep, sweep, points, out_dir, share=Share(index, num_jobs))
             for index in range(num_jobs)
         ]
+
+
+def finish(jobs: Sequence[Any]) -> None:
+    """Wait for all jobs of `submit`.
+
+    Raises:
+        UserError: one of them failed; names the end of its log.
+    """
+    for number, job in enumerate(jobs):
+        try:
+            job.result()
+        except Exception as error:  # submitit's own kinds, which hold the traceback of the job as text
+            last = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip(" -")), "it failed")
+            what = f"job {number} of {len(jobs)}: {last}"
+            fix = f"see {getattr(job.paths, 'stderr', job.paths)}; the same command goes on from the finished points"
+            raise UserError(what, where="--cluster", fix=fix) from error

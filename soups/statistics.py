@@ -59,7 +59,8 @@ def measure(
     """
     objective.model.eval()
     collected = _fisher(objective, spec, limit) if kind == "fisher" else _gram(objective, spec, limit)
-    return {name: tensor.float().cpu() for name, tensor in collected.items()}
+    converted = {id(tensor): tensor.float().cpu() for tensor in collected.values()}  # tied names share theirs
+    return {name: converted[id(tensor)] for name, tensor in collected.items()}
 
 
 def _batches(objective: Objective, spec: str, limit: int | None) -> Iterator[Any]:
@@ -144,7 +145,8 @@ def _gram(objective: Objective, spec: str, limit: int | None) -> dict[str, torch
             totals[owner] = totals[owner] + totals[name]
             rows[owner] += rows[name]
     places = {name: owners.get(tensor.data_ptr()) for name, tensor in state.items()}
-    return {name: totals[owner] / rows[owner] for name, owner in places.items() if owner is not None}
+    means = {owner: totals[owner] / rows[owner] for owner in owners.values()}
+    return {name: means[owner] for name, owner in places.items() if owner is not None}
 
 
 def _is_linear(layer: torch.nn.Module) -> bool:
@@ -173,14 +175,17 @@ def _unfolded(layer: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     return inputs.reshape(-1, inputs.shape[-1])
 
 
-def save(found: dict[str, torch.Tensor], model: Checkpoint, kind: Kind, out_dir: Path) -> None:
-    """Write statistics as a checkpoint: a folder that appears complete or not at all.
+def save(found: dict[str, torch.Tensor], model: Checkpoint, kind: Kind, out_dir: Path) -> int:
+    """Write statistics as a checkpoint, a folder that appears complete or not at all; return how many tensors it has.
 
     Raises:
         UserError: names or sizes that do not belong to the model, or the disk is full.
     """
     import torch
 
+    kept = {id(found[name]) for name in found if name in model.infos}
+    # Of tied names files hold one.
+    found = {name: value for name, value in found.items() if name in model.infos or id(value) not in kept}
     foreign = [name for name in found if name not in model.infos]
     if foreign:
         what = f"{len(foreign)} parameters are not in the checkpoint, such as {foreign[0]!r}"
@@ -190,3 +195,4 @@ def save(found: dict[str, torch.Tensor], model: Checkpoint, kind: Kind, out_dir:
     with new_folder(out_dir) as folder, WeightFiles(folder, plan_shards(infos, metadata)) as files:
         for name, tensor in found.items():
             files.write(name, 0, tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return len(found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -48,19 +49,19 @@ def command(
 
     check_file(out)
     checkpoints = options.open_models(models, name, ema=ema, base=base)
-    objective = load_objective(loss, models[0], options.key_values("--arg", arg))
     if save is not None:
         check_free(save)
-    learned = learn(
-        checkpoints,
-        objective,
-        per=_per(per),
-        epochs=epochs,
-        lr=lr,
-        integers=integers,
-        spec=loss,
-        on_epoch=lambda epoch, value: print(f"epoch {epoch}/{epochs}  loss {value:.6g}", file=sys.stderr),
-    )
+    with redirect_stdout(sys.stderr):  # what the objective prints; stdout may be JSON
+        learned = learn(
+            checkpoints,
+            load_objective(loss, models[0], options.key_values("--arg", arg)),
+            per=_per(per),
+            epochs=epochs,
+            lr=lr,
+            integers=integers,
+            spec=loss,
+            on_epoch=lambda epoch, value: print(f"epoch {epoch}/{epochs}  loss {value:.6g}", file=sys.stderr),
+        )
     data = asdict(learned) | {"saved": None if save is None else str(save)}
     write_text(out, json.dumps(data, indent=2) + "\n")
     if save is not None:

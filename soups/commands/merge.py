@@ -158,6 +158,7 @@ def _lines(summary: dict[str, Any]) -> list[str]:
         f"{tensors}, {count:,} parameters, {dtypes}, {size / 1e6:.1f} MB",
         f"predicted: {summary['bytes_memory'] / 1e6:.0f} MB of memory, {seconds} from a cold disk",
         *([note] if statistics else []),
+        *(f"warning: {line}" for line in summary["disagreements"]),
         *([warning] if overflows else []),
         f"{done} {summary['out']}",
     ]

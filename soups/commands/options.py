@@ -156,12 +156,17 @@ def named_numbers(text: str, option: str) -> dict[str, float]:
     parsed: dict[str, float] = {}
     for part in text.split(","):
         name, equals, value = part.rpartition("=")
+        fix = f"such as {option} CIDEr=0.7,BLEU4=0.3"
+        if name.strip() in parsed:
+            raise UserError(f"{name.strip()!r} is given twice", where=option, fix=fix)
         try:
             parsed[name.strip()] = float(value)
         except ValueError:
             equals = ""
         if not (name.strip() and equals):
-            raise UserError(f"not name=number: {part!r}", where=option, fix=f"such as {option} CIDEr=0.7,BLEU4=0.3")
+            raise UserError(f"not name=number: {part!r}", where=option, fix=fix)
+        if not isfinite(parsed[name.strip()]):
+            raise UserError(f"not finite: {part!r}", where=option, fix=fix)
     return parsed
 
 

@@ -117,6 +117,8 @@ def _lines(data: dict[str, Any]) -> list[str]:
     for row in data["policies"]:
         utility, held_out = row["utility"], row["held_out_utility"]
         unseen = "" if held_out is None else f"   on unseen samples {held_out:.4f}"
+        if row["measured_at"] != row["coefficients"]:
+            unseen += f"   (measured at {spell(row['measured_at'])})"
         lines.append(
             f"  {row['policy']:<14}{spell(row['coefficients'])}   utility {utility['value']:.4f} "
             f"[{utility['low']:.4f}, {utility['high']:.4f}]{unseen}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,12 +40,13 @@ def command(
     chosen = _kind(kind)
     (checkpoint,) = options.open_models([model], None, ema=ema, base=base)
     check_free(out)
-    objective = load_objective(loss, model, options.key_values("--arg", arg))
-    load_weights(checkpoint, objective.model, loss)
-    found = measure(objective, chosen, loss, batches)
-    save(found, checkpoint, chosen, out)
-    data = {"kind": chosen, "num_tensors": len(found), "out": str(out)}
-    show(data, [f"{chosen} of {len(found)} tensors", f"wrote {out}"], as_json)
+    with redirect_stdout(sys.stderr):  # what the objective prints; stdout may be JSON
+        objective = load_objective(loss, model, options.key_values("--arg", arg))
+        load_weights(checkpoint, objective.model, loss)
+        found = measure(objective, chosen, loss, batches)
+    num_tensors = save(found, checkpoint, chosen, out)
+    data = {"kind": chosen, "num_tensors": num_tensors, "out": str(out)}
+    show(data, [f"{chosen} of {num_tensors} tensors", f"wrote {out}"], as_json)
 
 
 def _kind(kind: str) -> Kind:

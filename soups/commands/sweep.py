@@ -68,7 +68,7 @@ def command(
 
     Example: soups sweep recipe.yaml --command "python eval.py {model} --out {result}" -o runs/sweep
     """
-    from soups.shares import launched_share, submit, take_gpu
+    from soups.shares import finish, launched_share, submit, take_gpu
     from soups.sweep import check_distinct, run_sweep
 
     spec, args = options.evaluator_of(evaluator, program, arg)
@@ -82,8 +82,7 @@ def command(
     if cluster is not None:
         params = options.key_values("--cluster-arg", cluster_arg)
         started = submit(swept, design, out, num_jobs=jobs, cluster=cluster, params=params)
-        for job in started:
-            job.result()
+        finish(started)
         _show(run_sweep(swept, design, out), out, as_json)
         return
     if jobs > 1 or cluster_arg:
@@ -97,8 +96,12 @@ def command(
 
 
 def _show(results: list[Result], out: Path, as_json: bool) -> None:
-    rows = [{"coefficients": dict(r.coefficients), "metrics": dict(r.metrics)} for r in results]
-    lines = [f"{spell(r.coefficients)}   {spell(r.metrics)}" for r in results]
+    rows = [
+        {"coefficients": dict(r.coefficients), "metrics": dict(r.metrics)}
+        | ({"modules": {label: dict(part) for label, part in r.modules.items()}} if r.modules else {})
+        for r in results
+    ]
+    lines = [f"{spell(r.every_coefficient)}   {spell(r.metrics)}" for r in results]
     show({"out": str(out), "points": rows}, [*lines, f"results in {out}"], as_json)
 
 
@@ -161,12 +164,18 @@ def _design(
     """Return the points asked for: with modules, every combination of those of the model and of each module."""
     from soups import points as designs
 
-    asked = {"--points": points or limits, "--weights": weights, "--corners": corners, "--random": random}
+    asked = {"--points": points, "--weights": weights, "--corners": corners, "--random": random}
+    asked = {"--range": limits, **asked} if limits is not None and points is None else asked
     given = [option for option, value in asked.items() if value]
     if len(given) > 1:
         raise UserError(f"{' and '.join(given)} exclude each other", fix="give one of them")
     if weights:
         lists = [options.numbers(text.replace(";", ",")) for text in weights]
+        wrong = next((each for each in lists if len(each) != num_models * num_parts), None)
+        if wrong is not None and num_parts > 1:
+            fix = f"{num_models} for the model, then as many after a semicolon for each of {num_parts - 1} modules"
+            what = f"{len(wrong)} weights, {num_models * num_parts} are needed"
+            raise UserError(what, where="--weights", fix=fix)
         return designs.explicit(lists, num_models * num_parts)
     if random:
         alone = [corner * num_parts for corner in designs.corners(num_models)]
@@ -186,5 +195,6 @@ def _range(num_models: int, points: int | None, limits: str) -> list[Point]:
 
     ends = options.numbers(limits, "--range")
     if num_models != 2 or len(ends) != 2:
-        raise UserError("a range is for two models", where="--range", fix="such as --range -0.5,1.5")
+        what = f"a range is for two models, not {num_models}" if num_models != 2 else f"{limits!r} is no range"
+        raise UserError(what, where="--range", fix="such as --range -0.5,1.5")
     return segment(11 if points is None else points, *ends)

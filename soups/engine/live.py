@@ -72,6 +72,18 @@ class LiveSoup:
             for name in names:
                 self._compute(recipe, recipe.actions[name].source or name, self._live[name])
 
+    def check_kept(self, again: Mapping[str, torch.Tensor]) -> None:
+        """Require an evaluator to give the same tensors again: what is written into others never reaches its model.
+
+        Raises:
+            UserError: names one that is elsewhere.
+        """
+        for name, tensor in self._live.items():
+            if name not in again or place(again[name]) != place(tensor):
+                what = f"{name!r} of state() is another tensor now than before: no mixture would reach the model"
+                fix = "return what the model computes with, model.state_dict(), and do not move or cast it to score"
+                raise UserError(what, where=self._sweep.evaluator, fix=fix)
+
     def _compute(self, recipe: Recipe, name: str, out: torch.Tensor) -> None:
         states = [state.__getitem__ for state in self._states]
         base = None if self._base is None else self._base.__getitem__
@@ -133,18 +145,6 @@ def check_live(infos: Mapping[str, Any], live: Mapping[str, torch.Tensor], spec:
             fix="return model.state_dict() of the architecture that was saved; where its library renames tensors as it "
             "loads them (transformers: Mixtral, ViT), score files: --command, or soups.evaluators.function:of_file",
         )
-
-
-def check_kept(live: Mapping[str, torch.Tensor], again: Mapping[str, torch.Tensor], spec: str) -> None:
-    """Require an evaluator to give the same tensors twice: what is written into copies never reaches its model.
-
-    Raises:
-        UserError: names one that is elsewhere the second time.
-    """
-    for name, tensor in live.items():
-        if name not in again or place(again[name]) != place(tensor):
-            what = f"state() gives copies, {name!r} is another tensor at every call: no mixture would reach the model"
-            raise UserError(what, where=spec, fix="return what the model computes with: model.state_dict()")
 
 
 def place(tensor: torch.Tensor) -> tuple[Any, ...]:

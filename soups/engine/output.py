@@ -21,6 +21,7 @@ from soups.sources.config import CONFIG_NAME
 from soups.sources.info import DTYPES, ITEM_BYTES, TensorInfo
 
 WEIGHTS_NAME = "model.safetensors"
+WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 SYNC_SECONDS = 0.1  # a call returns when the disk is done, so a slow one is not asked more often than it can
 # In the whole configuration or in that of a part, under the name of transformers before 4.56 too; all else stays.
 NAMED_DTYPE = re.compile(rb'("(?:torch_)?dtype"\s*:\s*)"(?:torch\.)?(?:float64|float32|float16|bfloat16)"')
@@ -39,6 +40,9 @@ SIDE_FILES = (CONFIG_NAME, "generation_config.json", "*.py", *TOKENIZER_FILES)
 
 def check_free(out_dir: Path) -> None:
     """Refuse an output folder that holds something, so that nothing is overwritten, or cannot be replaced."""
+    if out_dir.suffix in WEIGHT_SUFFIXES and not out_dir.is_dir():
+        what = f"the output is a folder with {WEIGHTS_NAME} in it, and this is the name of a file"
+        raise UserError(what, where=str(out_dir), fix=f"give -o {out_dir.with_suffix('')}")
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise UserError("the output is already there", where=str(out_dir), fix="remove it or give another -o")
     place = _followed(out_dir)

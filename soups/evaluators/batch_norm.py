@@ -52,9 +52,9 @@ class BatchNormEvaluator:
             state = self._model.state_dict()
             for name, tensor in self._stored.items():
                 state[name].copy_(tensor)
-            table |= {f"{metric}, {STORED}": scores for metric, scores in self._score(self._model).items()}
+            table |= {f"{metric} ({STORED})": scores for metric, scores in self._score(self._model).items()}
             recompute(self._model, self._batches)
-            table |= {f"{metric}, {RECOMPUTED}": scores for metric, scores in self._score(self._model).items()}
+            table |= {f"{metric} ({RECOMPUTED})": scores for metric, scores in self._score(self._model).items()}
         return table
 
 

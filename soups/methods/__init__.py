@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ from typing import TYPE_CHECKING, Any
 from soups.errors import UserError, did_you_mean
 from soups.methods._own import DIGEST, is_own, own_method
 from soups.methods._weights import one_hot
+from soups.sources.safetensors_file import metadata_of
 
 if TYPE_CHECKING:
     import torch
@@ -164,6 +166,7 @@ class Method:
         if not self.extras:
             raise UserError(f"method {self.name!r} needs a {self.extra} per model", fix="give each model extra: DIR")
         for model, extra in self.extras:
+            _check_about(model, extra)
             found = {name: info for name, info in extra.infos.items() if name in infos and infos[name].is_float}
             lacking = [
                 n for n, info in infos.items() if info.is_float and (n not in found or found[n].shape != info.shape)
@@ -290,6 +293,17 @@ class Method:
         out = models[0].new_empty(models[0].shape)
         self.merge_into(out, models, weights, base, place)
         return out
+
+
+def _check_about(model: Checkpoint, extra: Checkpoint) -> None:
+    """Refuse statistics of other weights, where their file says of which they are."""
+    for path in extra.weight_paths:
+        digest = None
+        with suppress(ValueError, AttributeError):  # it may say anything, or nothing
+            digest = json.loads(metadata_of(path).get("soups", "")).get("sha256")
+        if isinstance(digest, str) and digest != model.digest:
+            what = f"these are the statistics of other weights than {model.name!r}"
+            raise UserError(what, where=str(extra.path), fix="give each model its own extra:, or run soups stats")
 
 
 def _add_up(out: torch.Tensor, models: Sequence[torch.Tensor], weights: Sequence[float]) -> None:

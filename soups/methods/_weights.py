@@ -5,6 +5,7 @@ from typing import Any
 
 from soups.errors import UserError
 
+PERMIT = "permit it if it is intended: --extrapolate, or params: {extrapolate: true} in a recipe"
 SUM_TOLERANCE = 1e-6  # 0.333,0.333,0.333 is a mistake that shrinks every weight by 0.1 %; 1/3 + 1/3 + 1/3 is not
 
 
@@ -16,13 +17,13 @@ def check_convex(weights: Sequence[float], *, extrapolate: bool) -> None:
     """
     if not extrapolate:
         check_range(weights)
-        check_sum(weights, fix="give coefficients that sum to 1, or add --extrapolate if this is intended")
+        check_sum(weights, fix=f"give coefficients that sum to 1, or {PERMIT}")
 
 
 def check_range(weights: Sequence[float]) -> None:
     """Require coefficients in [0, 1]."""
     if any(not 0 <= weight <= 1 for weight in weights):
-        raise UserError(f"coefficients outside [0, 1]: {_listed(weights)}", fix="add --extrapolate if this is intended")
+        raise UserError(f"coefficients outside [0, 1]: {_listed(weights)}", fix=PERMIT)
 
 
 def check_sum(weights: Sequence[float], fix: str = "give coefficients that sum to 1") -> None:

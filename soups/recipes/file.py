@@ -63,7 +63,7 @@ class PolicySection(_Section):
     """What may differ between the models; see `soups.recipes.policies`."""
 
     integers: str = "error"
-    batch_norm: str = "merge"
+    batch_norm: str = "auto"
     recompute: str = ""
     recompute_args: dict[str, Any] = Field(default_factory=dict)
     keys: Choice = "error"
@@ -256,8 +256,11 @@ def _validate(data: Mapping[str, Any], where: str) -> RecipeSection:
     except ValidationError as error:
         problems, fixes = [], []
         for details in error.errors(include_url=False)[:MAX_PROBLEMS]:
-            key = ".".join(str(part) for part in details["loc"])
-            problems.append(f"{key}: {details['msg'].lower()}")
+            is_path = details["loc"][0] == "models" and len(details["loc"]) > 2 and "path" in str(details["loc"][2])
+            key = ".".join(str(part) for part in details["loc"][: 2 if is_path else None])
+            wanted = "a path, or a mapping with a path" if is_path else details["msg"].lower()
+            if f"{key}: {wanted}" not in problems:
+                problems.append(f"{key}: {wanted}")
             if details["type"] == "extra_forbidden" and len(details["loc"]) == 1:
                 fixes.append(did_you_mean(key, RecipeSection.model_fields))
         fix = fixes[0] if fixes else "see docs/merge_methods.md, Recipes"

@@ -31,6 +31,9 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 PARAMS = {"density": "density", "gamma": "outliers", "epsilon": "spread", "lambda": "scale"}
 SCALE = {"epsilon": 2.0}  # half the width of the interval there, the width here
 KNOWN_KEYS = {"merge_method", "models", "slices", "base_model", "parameters", "dtype", "out_dtype"}
+TYPES: dict[str, Any] = {"models": list, "slices": list, "merge_method": str, "base_model": str, "parameters": Mapping}
+TYPES |= {"dtype": str, "out_dtype": str}
+NAMES = {list: "a list", str: "a text"}
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
 
 
@@ -48,6 +51,7 @@ def from_mergekit(data: Mapping[str, Any], where: str) -> dict[str, Any]:
     unknown = sorted(set(data) - KNOWN_KEYS)
     if unknown:
         raise _refused(", ".join(unknown), where)
+    _check_types(data, where)
     if "slices" in data:
         data, num_layers = without_slices(data, where)
         names = _tensor_names(_model(data["models"][0], where)[0])
@@ -59,6 +63,8 @@ def from_mergekit(data: Mapping[str, Any], where: str) -> dict[str, Any]:
     name, fixed = METHODS[method]
     shared, base = dict(data.get("parameters") or {}), data.get("base_model")
     models = [_model(model, where) for model in data.get("models") or []]
+    if not models:
+        raise _refused("a recipe without models", where, "models: [{model: PATH, parameters: {...}}]")
     recipe: dict[str, Any] = {"method": name, **_dtype(data, where)}
     if name == "slerp":
         recipe |= _slerp([path for path, _ in models], base, shared, where)
@@ -69,11 +75,25 @@ def from_mergekit(data: Mapping[str, Any], where: str) -> dict[str, Any]:
     return recipe
 
 
+def _check_types(data: Mapping[str, Any], where: str) -> None:
+    """Refuse what mergekit could not read either."""
+    for key, kind in TYPES.items():
+        if data.get(key) is not None and not isinstance(data[key], kind):
+            what = f"{key} is {data[key]!r}, not {'a mapping' if kind is Mapping else NAMES[kind]}"
+            raise UserError(what, where=where, fix="see mergekit's own page on this key")
+    for part in data.get("slices") or []:
+        if not isinstance(part, Mapping) or not isinstance(part.get("sources") or [], list):
+            raise UserError(f"a slice is {part!r}", where=where, fix="slices: [{sources: [{model: PATH, ...}]}]")
+
+
 def _model(model: Any, where: str) -> tuple[str, dict[str, Any]]:
     """Return the path and the parameters of one entry of ``models``."""
     if not isinstance(model, Mapping) or "model" not in model or set(model) - {"model", "parameters"}:
         raise _refused(f"the model {model}", where, "models: [{model: PATH, parameters: {...}}]")
-    return str(model["model"]), dict(model.get("parameters") or {})
+    parameters = model.get("parameters") or {}
+    if not isinstance(parameters, Mapping):
+        raise UserError(f"parameters of {model['model']} is {parameters!r}, not a mapping", where=where)
+    return str(model["model"]), dict(parameters)
 
 
 def _dtype(data: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 Owners = Literal["error", "owners", "common"]
 FROM = "from:"
+PACKED = ("I8", "U8", "I32")  # what bitsandbytes, GPTQ and AWQ store numbers in
+AFTER_NAME = ("_scale", "_scale_inv", ".absmax")
+BESIDE_NAME = ("weight_scale", "scale_weight", "SCB", "scale", "scales")
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class Policies:
 
     Attributes:
         batch_norm: running means and variances: ``merge``, as any other tensor; ``interpolate``, linearly,
-            whatever the method; ``from:NAME``, the counter too; ``recompute``, with a pass over data.
+            whatever the method; ``auto``, the first, and the second for methods that trim and rescale, which would give
+            negative variances; ``from:NAME``, the counter too; ``recompute``, with a pass over data.
         recompute: ``module:function`` for that pass, see ``soups.batch_norm.recomputed``.
         recompute_args: its arguments.
         keys: tensors that only some models have: ``error``; ``owners``, merge those that have it, coefficients
@@ -46,7 +50,7 @@ class Policies:
             dtypes of the models may differ.
     """
 
-    batch_norm: str = "merge"
+    batch_norm: str = "auto"
     recompute: str = ""
     recompute_args: Mapping[str, Any] = field(default_factory=dict)
     keys: Owners = "error"
@@ -146,8 +150,10 @@ def resolve(
     for each in sorted(set(table.values())):
         method.check(each, has_base=base is not None)
     vocabulary = _vocabulary(inputs.policies, names)
-    if inputs.policies.batch_norm != "merge" and not any(is_statistic(name) for name in names):
+    if inputs.policies.batch_norm not in ("auto", "merge") and not any(is_statistic(name) for name in names):
         raise UserError("no batch-norm statistics in these models", where="batch_norm", fix="remove the policy")
+    if inputs.policies.keys != "error":
+        _require_shared(checkpoints)
     if inputs.policies.keys == "error" and not vocabulary:
         any_dtype = inputs.policies.dtype is not None
         check_compatible(everything, any_dtype=any_dtype, ignored=copies)
@@ -160,11 +166,23 @@ def resolve(
     return _tie(actions, _tied(inputs, list(actions)))
 
 
+def _require_shared(checkpoints: Sequence[Checkpoint]) -> None:
+    """Refuse models without a common name: owners would put them side by side unmixed, common would leave nothing."""
+    for one, other in permutations(checkpoints, 2):
+        if one.infos.keys() & other.infos.keys():
+            continue
+        name = min(one.infos)
+        prefix = next((found.removesuffix(name) for found in sorted(other.infos) if found.endswith(f".{name}")), "")
+        hint = f"the names of {other.name!r} begin with {prefix!r}: save it without" if prefix else "are they one kind?"
+        what = f"{one.name!r} and {other.name!r} have no tensor in common"
+        raise UserError(what, where="policies: keys", fix=f"merge models of one architecture; {hint}")
+
+
 def _check_policies(inputs: _Inputs) -> None:
     policies, names = inputs.policies, [checkpoint.name for checkpoint in inputs.checkpoints]
     for key, value, words in (
         ("integers", inputs.integers, ("error", "first", "max")),
-        ("batch_norm", policies.batch_norm, ("merge", "interpolate", "recompute")),
+        ("batch_norm", policies.batch_norm, ("auto", "merge", "interpolate", "recompute")),
     ):
         if value not in words and value.removeprefix(FROM) not in (names if value.startswith(FROM) else []):
             listed = ", ".join([*words, *(FROM + name for name in names)])
@@ -177,13 +195,15 @@ def _check_policies(inputs: _Inputs) -> None:
 def _refuse_scaled(inputs: _Inputs) -> None:
     """Refuse numbers that mean nothing without a scale of their own: the mean of such numbers is no mean of weights."""
     for checkpoint in (*inputs.checkpoints, *([inputs.base] if inputs.base else [])):
-        for name in (name for name, info in checkpoint.infos.items() if info.dtype.startswith("F8")):
+        for name, info in checkpoint.infos.items():
+            if not info.dtype.startswith("F8") and info.dtype not in PACKED:
+                continue
             beside = name.rpartition(".")[0]
-            scales = (f"{name}_scale", f"{name}_scale_inv", f"{beside}.weight_scale", f"{beside}.scale_weight")
+            scales = (*(f"{name}{end}" for end in AFTER_NAME), *(f"{beside}.{end}" for end in BESIDE_NAME))
             scale = next((scale for scale in scales if scale in checkpoint.infos), None)
             if scale is not None:
                 raise UserError(
-                    f"{name!r} of {checkpoint.name!r} is quantised: float8, to be multiplied by {scale!r}",
+                    f"{name!r} of {checkpoint.name!r} is quantised: {info.dtype}, to be multiplied by {scale!r}",
                     where=str(checkpoint.path),
                     fix="dequantise the models first: save them in bfloat16 or float32, without the scales",
                 )
@@ -235,8 +255,9 @@ def _decide(inputs: _Inputs, name: str, info: TensorInfo, weights: Sequence[floa
     if policy.startswith(FROM) and (is_statistic(name) or is_counter(name)):
         return "copy", names.index(policy.removeprefix(FROM)), f"batch norm {policy}"
     if info.is_float:
-        if policy != "merge" and is_statistic(name):
-            return "linear", None, f"batch norm {policy}"
+        trims = policy == "auto" and bool(inputs.method.exact_params)
+        if is_statistic(name) and (trims or policy not in ("auto", "merge")):
+            return "linear", None, f"batch norm {'interpolate' if trims else policy}"
         return "merge", None, ""
     endpoint, why = one_hot(weights), f"integers {inputs.integers}"
     if endpoint is not None:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from soups.engine.live import check_live
+from soups.engine.live import aliases, check_live
 from soups.errors import UserError
 from soups.evaluator import check_args, import_function
 from soups.merge import Recipe, merge
@@ -100,8 +101,11 @@ class MergedModel:
             parameter.requires_grad_(False)
         states = [checkpoint.load() for checkpoint in checkpoints]
         self._fixed = _integers(checkpoints, states, live, integers)
+        again = {name for names in aliases(live) for name in names[1:]}  # torch ties them to the first by itself
         self._tensors = {
-            name: [state[name].to(live[name]) for state in states] for name, info in infos.items() if info.is_float
+            name: [state[name].to(live[name]) for state in states]
+            for name, info in infos.items()
+            if info.is_float and name not in again
         }
         self.groups = sorted({group_of(name, per) for name in self._tensors})
         self._group = {name: self.groups.index(group_of(name, per)) for name in self._tensors}
@@ -168,6 +172,8 @@ def learn(
     """
     import torch
 
+    if not (isfinite(lr) and lr > 0):
+        raise UserError(f"the learning rate is {lr:g}", where="--lr", fix="give a number above 0")
     names = [checkpoint.name for checkpoint in checkpoints]
     soup = MergedModel(checkpoints, objective.model, per, integers, spec)
     optimizer = torch.optim.AdamW([soup.logits], lr=lr, weight_decay=0.0)

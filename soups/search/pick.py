@@ -78,7 +78,7 @@ def table_of(results: Sequence[Result], preference: Mapping[str, float], *, raw:
             raise UserError(f"the weight of {metric!r} is {weight:g}", where="--preference", fix="give 0 or more")
     if not sum(preference.values()) > 0:
         raise UserError("no metric has a weight", where="--preference", fix="such as --preference CIDEr=0.7,BLEU=0.3")
-    rows = [_flat(result) for result in results]
+    rows = [result.every_coefficient for result in results]
     names = list(rows[0])
     coefficients = np.array([[row[name] for name in names] for row in rows])
     scores = np.array([[r.scores[metric] for metric in preference] for r in results]).transpose(0, 2, 1)
@@ -89,14 +89,6 @@ def table_of(results: Sequence[Result], preference: Mapping[str, float], *, raw:
     scale = np.ones(len(preference)) if raw else np.where(span > 0, span, 1.0)
     weights = np.array(list(preference.values()), float)
     return Table(names, list(preference), weights / weights.sum(), coefficients, scores / scale, experts, is_simplex)
-
-
-def _flat(result: Result) -> dict[str, float]:
-    """Return every coefficient of a point under one name: those of a module are named ``model @ pattern``."""
-    modules = {
-        f"{name} @ {pattern}": weight for pattern, part in result.modules.items() for name, weight in part.items()
-    }
-    return {**result.coefficients, **modules}
 
 
 def specialists(experts: Floats) -> list[int]:
@@ -237,7 +229,8 @@ def _held_out(table: Table, policy: Policy, fold: np.ndarray) -> float:
 
 def nearest(coefficients: Floats, chosen: Floats) -> int:
     """Return the index of the point (P, N) nearest to one point (N,)."""
-    return int(((coefficients - chosen) ** 2).sum(axis=1).argmin())
+    distances = ((coefficients - chosen) ** 2).sum(axis=1).round(DIGITS)  # of equally near ones the first
+    return int(distances.argmin())
 
 
 def _equal(chosen: Floats, measured: Floats) -> bool:

@@ -94,10 +94,12 @@ def weight_files(path: Path) -> list[Path]:
         if (path / name).is_file():
             return _shards(path / name) if name.endswith(".json") else [path / name]
     found = ", ".join(sorted(p.name for p in path.iterdir())[:MAX_LISTED]) or "nothing"
+    inside = [p.name for p in sorted(path.iterdir()) if (p / "adapter_config.json").is_file()]
+    one = f"one of its adapters: {', '.join(str(path / name) for name in inside[:MAX_LISTED])}" if inside else ""
     raise UserError(
         f"no {' and no '.join(FOLDER_FILES[::2])} in this folder (it holds: {found})",
         where=str(path),
-        fix="give the folder written by save_pretrained, or one file of weights in it",
+        fix=f"give {one or 'the folder written by save_pretrained, or one file of weights in it'}",
     )
 
 

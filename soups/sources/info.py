@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -27,6 +27,7 @@ DTYPES: dict[str, tuple[str, int]] = {
     "I64": ("int64", 8),
     "F64": ("float64", 8),
 }
+WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel and torch.compile put these before every name
 ITEM_BYTES = {name: size for name, (_, size) in DTYPES.items()}
 
 
@@ -83,3 +84,11 @@ def packed_strides(shape: Sequence[int]) -> tuple[int, ...]:
 def corrupt(path: Path, why: str) -> UserError:
     """Return the error for a file that is cut off or damaged."""
     return UserError(f"truncated or corrupt weights: {why}", where=str(path), fix="copy or download the file again")
+
+
+def wrapped(names: Collection[str]) -> int:
+    """Return how many letters of every name come from what a training put around the model, in any order."""
+    cut = 0
+    while names and (found := next((w for w in WRAPPERS if all(n.startswith(w, cut) for n in names)), "")):
+        cut += len(found)
+    return cut

@@ -173,7 +173,8 @@ class Adapter:
             raise UserError(
                 f"the base has no {', '.join(missing[:MAX_LISTED])}{more}",
                 where=str(self.path),
-                fix="give the base that this adapter was trained on: --base DIR",
+                fix="give the base that this adapter was trained on: --base DIR; where transformers renames layers as "
+                "it loads them (ViT), merge each adapter with PEFT's merge_and_unload() first",
             )
         new = sorted(changed - set(infos))
         infos |= {name: self.factors[stored] for name, stored in self.replacements.items()}

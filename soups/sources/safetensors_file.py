@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from soups.errors import UserError
-from soups.sources.info import DTYPES, ITEM_BYTES, TensorInfo, corrupt
+from soups.sources.info import DTYPES, ITEM_BYTES, TensorInfo, corrupt, wrapped
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the format
 MAX_AXES = 64  # that of numpy and torch; without a limit, the product of a hostile shape takes hours
@@ -40,8 +40,20 @@ def read_safetensors(path: Path) -> dict[str, TensorInfo]:
     if unknown:
         raise UserError(f"unsupported dtype: {', '.join(unknown)}", where=str(path), fix="cast to F32 or BF16")
     _check_layout(path, entries, num_bytes - 8 - length)
-    start = 8 + length
-    return {name: TensorInfo(dtype, shape, path, start + begin) for name, (dtype, shape, begin, _) in entries.items()}
+    start, cut = 8 + length, wrapped(entries)
+    return {
+        name[cut:]: TensorInfo(dtype, shape, path, start + begin) for name, (dtype, shape, begin, _) in entries.items()
+    }
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """Return what a file that was read before says of itself; empty where it is another format, or says nothing."""
+    if path.suffix != ".safetensors":
+        return {}
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    found = header.get("__metadata__")
+    return found if isinstance(found, dict) else {}
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

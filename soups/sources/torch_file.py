@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from soups.errors import UserError
-from soups.sources.info import DTYPES, ITEM_BYTES, TensorInfo, corrupt, packed_strides
+from soups.sources.info import DTYPES, ITEM_BYTES, TensorInfo, corrupt, packed_strides, wrapped
 from soups.sources.unpickle import DAMAGE, Call, Name, PersistentId, PickleError, RefusedName, parse
 
 # Where training programs put the weights, and where they put the exponential moving average of the weights.
@@ -34,7 +34,6 @@ AVERAGES = (
     ("ema_state_dict",),
     ("params_ema",),
 )
-WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel and torch.compile put these before every name
 
 STORAGES = {
     **{f"torch.{torch}Storage": name for torch, name in {"Bool": "BOOL", "Byte": "U8", "Char": "I8"}.items()},
@@ -296,10 +295,7 @@ def _tensor_call(value: Any) -> Call | None:
 
 
 def _stored(state: Mapping[Any, Any], path: Path) -> dict[str, _Stored]:
-    names = [str(name) for name in state]
-    cut = 0
-    for wrapper in WRAPPERS:
-        cut += len(wrapper) if all(name.startswith(wrapper, cut) for name in names) else 0
+    cut = wrapped([str(name) for name in state])
     stored: dict[str, _Stored] = {}
     for name, value in state.items():
         call = _tensor_call(value)

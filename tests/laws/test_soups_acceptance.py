@@ -446,7 +446,7 @@ def test_12_recomputed_batch_norm_statistics_and_all_three_accuracies(tmp_path):
         args += ["--arg", f"{key}={ME}:{function}"]
     done = CliRunner().invoke(app, args)
     assert done.exit_code == 0, done.output
-    names = ["accuracy", f"accuracy, {STORED}", f"accuracy, {RECOMPUTED}"]
+    names = ["accuracy", f"accuracy ({STORED})", f"accuracy ({RECOMPUTED})"]
     rows = read_results(out)
     assert all(list(row.metrics) == names for row in rows)
     # At the expert itself, mixed statistics are the stored ones, and recomputed ones are those of a pass over data.
