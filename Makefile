@@ -63,7 +63,7 @@ runs/aligned/model.safetensors: runs/encoders/image.safetensors runs/encoders/vi
 # As many processes as GPUs, or two on the processor. What is complete is kept; what was stopped goes on.
 PROCESSES ?= $(shell nvidia-smi -L 2>/dev/null | grep -c . | sed 's/^0$$/2/')
 
-pretrain-tiny: | $(STAMP) ## Train the model that ships: 90 minutes of two cores; complete parts are kept.
+pretrain-tiny: | $(STAMP) ## Train the model that ships: 68 minutes of two cores; complete parts are kept.
 	@TTY_COMPATIBLE=0 $(MAKE) --no-print-directory -j 2 runs/encoders/image.safetensors runs/encoders/video.safetensors runs/encoders/audio.safetensors
 	@$(MAKE) --no-print-directory runs/aligned/model.safetensors
 	@OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node $(PROCESSES) -m unival.train configs/pretrain/tiny.yaml

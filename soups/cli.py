@@ -6,6 +6,7 @@ Nothing heavy is imported here: each command imports what it needs, so that ``--
 from __future__ import annotations
 
 import importlib
+from typing import Annotated
 
 import typer
 
@@ -32,6 +33,25 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Mix the weights of models fine-tuned from one initialisation; draw what the mixtures trade off.",
 )
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        from importlib.metadata import version
+
+        print(f"soups {version('unival')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Mix the weights of models fine-tuned from one initialisation; draw what the mixtures trade off."""
+
+
 for _name in COMMANDS:
     app.command(_name)(reports_errors(importlib.import_module(f"soups.commands.{_name}").command))
 app.add_typer(study.app, name="study")

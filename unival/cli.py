@@ -1,7 +1,6 @@
 """The command line: `unival {train,plan,evaluate,predict,convert,demo,tasks}`. Imports torch only inside a command."""
 
 import json
-import os
 import signal
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,6 +10,7 @@ import typer
 from unival.codec.command import app as codec_app
 from unival.data.command import app as data_app
 from unival.errors import UserError, run_cli
+from unival.registry import is_own
 from unival.tasks import PREDICT_TASKS
 from unival.training.stop import ignored, interruptible
 
@@ -21,6 +21,26 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        from unival import __version__
+
+        print(f"unival {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", callback=_print_version, is_eager=True)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere.")] = False,
+) -> None:
+    """Unified image, video, audio and text model: train, evaluate, predict."""
+
+
 app.add_typer(codec_app, name="codec")
 app.add_typer(data_app, name="data")
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
@@ -137,7 +157,7 @@ def evaluate(
 
 @app.command()
 def predict(
-    task: Annotated[str, typer.Argument(help=f"One of: {', '.join(PREDICT_TASKS)}.")],
+    task: Annotated[str, typer.Argument(help=f"One of: {', '.join(PREDICT_TASKS)}; or a file of your own.")],
     files: Annotated[list[str], typer.Argument(help="Media files or glob patterns.")],
     text: Annotated[str | None, typer.Option("--text", help="Question, expression or statement.")] = None,
     model: ModelOption = "unival-tiny",
@@ -154,12 +174,16 @@ def predict(
     """
     from unival.errors import did_you_mean
 
-    if task not in PREDICT_TASKS:
-        raise UserError(f"unknown task {task!r}", fix=did_you_mean(task, PREDICT_TASKS))
-    paths = expand(files)
+    if task not in PREDICT_TASKS and not is_own(task):
+        fix = f"{did_you_mean(task, PREDICT_TASKS)}; or a Python file of your own"
+        raise UserError(f"unknown task {task!r}", fix=fix)
+    if draw is not None and task != "grounding":
+        raise UserError(f"{task} has no boxes to draw", where="--draw", fix="leave it out; grounding draws its box")
     from unival.data.answers import read_answers
     from unival.memory import keep_freed_memory
-    from unival.predict import draw_box, drawing_paths, pipeline
+    from unival.predict import draw_box, drawing_paths, expand, pipeline
+
+    paths = expand(files)
 
     keep_freed_memory()
     allowed = None if candidates is None else read_answers(candidates)
@@ -288,22 +312,6 @@ def draw(
 def tasks(as_json: JsonOption = False) -> None:
     """List tasks that `predict` knows."""
     print(json.dumps(list(PREDICT_TASKS)) if as_json else "\n".join(PREDICT_TASKS))
-
-
-def expand(patterns: list[str]) -> list[str]:
-    """Expand glob patterns that the shell left alone; every name must lead to a file."""
-    import glob
-
-    paths = []
-    for pattern in patterns:
-        if os.path.exists(pattern):  # noqa: PTH110 (of a name that is too long, Path.exists raises)
-            paths.append(pattern)
-            continue
-        found = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else []  # noqa: PTH207 (patterns may be absolute)
-        if not found:
-            raise UserError(f"no such file: {pattern}", fix="check the path or the pattern")
-        paths += found
-    return paths
 
 
 def print_predictions(results: list[dict[str, Any]], as_json: bool) -> None:

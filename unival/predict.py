@@ -1,5 +1,7 @@
 """One-line inference: `unival.pipeline("caption")("picture.png")`."""
 
+import glob
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -19,6 +21,7 @@ from unival.data.source import Source, open_source
 from unival.errors import UserError, did_you_mean
 from unival.evaluate import Evaluation, evaluate
 from unival.evaluation.answering import generate
+from unival.registry import is_own
 from unival.schema import SourceConfig
 from unival.tasks import PREDICT_TASKS
 from unival.tasks.base import get_task
@@ -26,6 +29,7 @@ from unival.tasks.base import get_task
 __all__ = ["Pipeline", "draw_box", "drawing_paths", "load", "pipeline"]
 
 TEXT_FIELD = {"vqa": "question", "grounding": "text", "entailment": "text"}
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 BATCH_SIZE = 32
 
 
@@ -33,15 +37,16 @@ class Pipeline:
     """A task bound to a model. Call it with one medium or several; see `pipeline`."""
 
     def __init__(self, task: str, model: str | Path, num_beams: int, candidates: Sequence[str] | None = None) -> None:
-        if task not in list(PREDICT_TASKS):
-            raise UserError(f"unknown task {task!r}", fix=did_you_mean(task, PREDICT_TASKS))
+        if not (isinstance(task, str) and (task in PREDICT_TASKS or is_own(task))):
+            fix = f"{did_you_mean(task, PREDICT_TASKS)}; or a Python file of your own"
+            raise UserError(f"unknown task {task!r}", fix=fix)
         if not isinstance(num_beams, int) or num_beams < 1:
             raise UserError(f"num_beams is {num_beams!r}", fix="give a whole number; 1 is greedy")
-        name, modality = PREDICT_TASKS[task]
+        name, modality = (task, get_task(task).modality) if is_own(task) else PREDICT_TASKS[task]
         self.task_name = name
         self.name, self.num_beams = task, num_beams
         self.model, self.processor = load(model)
-        if getattr(self.model.config, f"{modality}_encoder") is None:
+        if modality != "text" and getattr(self.model.config, f"{modality}_encoder") is None:
             raise UserError(
                 f"the model cannot read {modality}: it has no {modality} encoder",
                 where=str(model),
@@ -54,15 +59,16 @@ class Pipeline:
             args["num_bins"] = self.processor.num_bins
         self.task = get_task(name, args)
         self.text_field = TEXT_FIELD.get(name)
+        self.takes_text = self.text_field is not None or is_own(task)
         self.draws_boxes = name == "grounding"
 
     def __call__(self, media: Any, text: str | Sequence[str] | None = None) -> Any:
         """Predict for one medium (path, bytes, PIL image, array), or for a list of them.
 
         Args:
-            media: What to look at or listen to.
+            media: What to look at or listen to; a pattern such as `pictures/*.png` stands for a list.
             text: The question of `vqa`, the expression of `grounding`, the statement of `entailment`: one for all
-                media, or a list with one for each.
+                media, or a list with one for each. A task of your own finds it as `text` and `question`.
 
         Returns:
             `{"file", "task", "prediction"}` for one medium, a list of them for a list. The prediction is text, or for
@@ -71,9 +77,13 @@ class Pipeline:
         Raises:
             UserError: If a medium is none or cannot be read, or the task needs a text and none is given.
         """
+        if isinstance(media, str) and glob.has_magic(media) and not os.path.lexists(media):
+            media = expand([media])
         is_one = isinstance(media, str | bytes | bytearray | memoryview) or not isinstance(media, Sequence)
         items = [media] if is_one else list(media)
-        texts = self._texts(text, len(items)) if self.text_field else [""] * len(items)
+        if text is not None and not self.takes_text:
+            raise UserError(f"{self.name} takes no text", fix="leave it out; vqa, grounding and entailment take one")
+        texts = [""] * len(items) if text is None and not self.text_field else self._texts(text, len(items))
         results = []
         for start in range(0, len(items), BATCH_SIZE):
             part = range(start, min(start + BATCH_SIZE, len(items)))
@@ -132,6 +142,8 @@ class Pipeline:
             record |= {"image": picture, "width": picture.width, "height": picture.height}
         if self.text_field:
             record[self.text_field] = text
+        elif text:
+            record |= {"text": text, "question": text}
         return record
 
 
@@ -155,6 +167,24 @@ def pipeline(
     return Pipeline(task, model, num_beams, candidates)
 
 
+def expand(patterns: Sequence[str]) -> list[str]:
+    """Return the files that names and patterns lead to.
+
+    Raises:
+        UserError: One of them leads to none.
+    """
+    paths: list[str] = []
+    for pattern in patterns:
+        if os.path.exists(pattern):  # noqa: PTH110 (of a name that is too long, Path.exists raises)
+            paths.append(pattern)
+            continue
+        found = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else []  # noqa: PTH207 (patterns may be absolute)
+        if not found:
+            raise UserError(f"no such file: {pattern}", fix="check the path or the pattern")
+        paths += found
+    return paths
+
+
 def drawing_paths(pictures: Sequence[str], out: Path | None) -> list[Path]:
     """Return where the drawing of each picture goes: no two into one file, and none over a picture that was given.
 
@@ -166,6 +196,8 @@ def drawing_paths(pictures: Sequence[str], out: Path | None) -> list[Path]:
         UserError: Nothing can be written there. (Found out before hours of predictions.)
     """
     taken = {Path(picture).resolve() for picture in pictures}
+    if out is not None and len(pictures) > 1 and out.suffix.lower() in PICTURE_SUFFIXES and not out.is_dir():
+        raise UserError(f"one drawing for {len(pictures)} pictures", str(out), "give --draw a folder")
     if out is not None:
         try:
             is_file = len(pictures) == 1 and out.suffix != "" and not out.is_dir()

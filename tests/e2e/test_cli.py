@@ -80,13 +80,50 @@ def test_every_task_answers_about_a_file(
     task: str, model: str, files: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     path = files / MEDIA[PREDICT_TASKS[task][1]]
-    text = [] if "caption" in task else ["--text", "the cat"]
-    assert run("predict", task, path, "--model", model, "--json", "--draw", tmp_path, *text) == 0
+    text = None if "caption" in task else "the cat"
+    draw = ["--draw", tmp_path] if task == "grounding" else []
+    words = ["--text", text] if text else []
+    assert run("predict", task, path, "--model", model, "--json", *draw, *words) == 0
     (result,) = json.loads(capsys.readouterr().out)
     assert result["file"] == str(path)
     assert result["task"] == task
-    expected = direct(task)(str(path), text="the cat")
+    expected = direct(task)(str(path), text=text)
     assert result["prediction"] == expected["prediction"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["caption", "--text", "hi"], "caption takes no text.*leave it out"),
+        (["caption", "--draw", "q.png"], "caption has no boxes to draw.*--draw"),
+        (["captoin"], "did you mean 'caption'.*or a Python file of your own"),
+    ],
+)
+def test_what_a_task_does_not_use_is_refused(
+    words: list[str], message: str, model: str, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("predict", words[0], files / "0.png", "--model", model, *words[1:]) == 2
+    assert re.search(message, " ".join(error_lines(capsys)))
+
+
+def test_a_task_of_ones_own_predicts_and_patterns_stand_for_lists(
+    model: str, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "shout.py").write_text(
+        "from unival.tasks.vqa import Task as VQA\n\n\nclass Task(VQA):\n"
+        "    def parse(self, text, record):\n        return record['question'].upper() + text\n"
+    )
+    own = str(tmp_path / "shout.py")
+    assert run("predict", own, files / "[01].png", "--text", "what?", "--model", model, "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert len(rows) == 2
+    assert all(row["prediction"].startswith("WHAT?") for row in rows)
+    assert unival.pipeline(own, model=model)(f"{files}/[01].png", text="what?") == rows
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"unival {unival.__version__}\n"
 
 
 def test_beams_are_used(model: str, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -169,7 +206,7 @@ def test_a_drawing_can_be_given_a_name_in_a_new_folder(
 DRAW_ERRORS: dict[str, tuple[int, str, str]] = {
     "file below a file": (1, "0.png/box.png", "cannot write the drawing: .*--draw takes a folder"),
     "folder below a file": (1, "0.png/boxes", "cannot write the drawing: .*--draw takes a folder"),
-    "file for two pictures": (2, "2.png", "cannot write the drawing: .*2.png.*--draw takes a folder"),
+    "file for two pictures": (2, "2.png", "one drawing for 2 pictures.*2.png.*a folder"),
     "too long": (1, "x" * 300, "cannot write the drawing: File name too long"),
     "the picture": (1, "0.png", "the drawing would replace the picture.*another name"),
 }

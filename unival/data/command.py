@@ -48,7 +48,7 @@ def check(
     if as_json:
         print(json.dumps(report))
     else:
-        _print(report)
+        _print(report, task)
     if failure is not None:
         raise failure
     if found.problems:
@@ -136,13 +136,15 @@ def _pair(text: str) -> tuple[str, str]:
     return name, column
 
 
-def _print(report: dict[str, Any]) -> None:
+def _print(report: dict[str, Any], task: str | None) -> None:
     media = ", ".join(f"{number} {kind}" for kind, number in report.get("media", {}).items())
     print(f"{report['rows']} rows ({media}), {report['good']} good")
     if report["repeated"]:
         print(f"{report['repeated']} rows have the uid of another row about the same medium")
     if report["unlabelled"]:
         print(f"{report['unlabelled']} have no label for this task: they can be predicted, not learned or scored")
+    if task is not None and len(report.get("media", {})) > 1:
+        print("several kinds of media: a task in a configuration reads one of them (`task_args: {modality: ...}`)")
     for name, unit in (("width", " px"), ("height", " px"), ("seconds", " s")):
         if name in report:
             low, middle, high = report[name]

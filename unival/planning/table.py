@@ -48,12 +48,14 @@ def _work(stage: dict[str, Any]) -> Table:
 
 def _costs(plan: dict[str, Any], stage: dict[str, Any]) -> Table:
     gpu = plan["gpu"]
-    purposes = list(stage["costs"][0]["memory"])
-    table = Table("GB per device", *purposes, "all", "seconds per update", "hours")
-    for cost in stage["costs"]:
-        memory = [f"{cost['memory'][purpose] / GB:.2f}" for purpose in purposes]
-        hours = "" if cost["hours"] is None else f"{cost['hours']:,.1f}"
-        table.add_row(cost["kind"], *memory, f"{cost['bytes'] / GB:.2f}", f"{cost['seconds']:.3f}", hours)
+    costs = stage["costs"]
+    table = Table("per device", *(cost["kind"] for cost in costs))  # a column each: eight would not fit a terminal
+    for purpose in costs[0]["memory"]:
+        table.add_row(f"{purpose}, GB", *(f"{cost['memory'][purpose] / GB:.2f}" for cost in costs))
+    table.add_row("all, GB", *(f"{cost['bytes'] / GB:.2f}" for cost in costs))
+    table.add_row("seconds per update", *(f"{cost['seconds']:.3f}" for cost in costs))
+    if costs[0]["hours"] is not None:
+        table.add_row("hours", *(f"{cost['hours']:,.1f}" for cost in costs))
     assumed = f"{plan['efficiency']:.0%} of {plan['peak']:g} TFLOP/s ({plan['precision']})"
     passes = plan["accumulation"]
     table.caption = f"{plan['world']} x {gpu['name']} ({gpu['memory']:g} GB), {passes} passes per update, at {assumed}"

@@ -99,8 +99,8 @@ def times(run: RunFolder) -> Markup:
         state = "" if row.get("complete", True) else " (not complete)"
         rows.append((row["title"], duration(row["seconds"]) + state, bar(row["seconds"] / longest)))
     rows.append((tag("b", "In all"), tag("b", duration(content["total_seconds"])), ""))
-    commands = [(row["title"], command_of(run, row["name"])) for row in content["steps"]]
-    lines = [join(["# ", title, "\n", command]) for title, command in commands if command]
+    commands = [(row["title"], commands_of(run, row["name"])) for row in content["steps"]]
+    lines = [join(["# ", title, "\n", "\n".join(own)]) for title, own in commands if own]
     return join(
         [
             table(("", "time", ""), rows, "numbers"),
@@ -111,22 +111,40 @@ def times(run: RunFolder) -> Markup:
     )
 
 
-def command_of(run: RunFolder, name: str) -> str | None:
-    """Return the command line of a step, or None if it has none of its own."""
+def commands_of(run: RunFolder, name: str) -> list[str]:
+    """Return the command lines of a step, in their order; none if it has none of its own."""
     if name == "understand":
-        return "unival evaluate configs/demo/understand.yaml --model unival-tiny -o runs/demo/understand"
+        return ["unival evaluate configs/demo/understand.yaml --model unival-tiny -o runs/demo/understand"]
     if name in TRAINED:
-        return f"unival train configs/demo/{name}.yaml"
+        return [f"unival train configs/demo/{name}.yaml"]
     if name not in SWEPT or not run.has(f"{name}/sweep.json"):
-        return None
+        return []
+    scored = [_sweep(run, start) for start in (f"{name}_start",) if run.has(f"{start}/sweep.json")]
+    return [*scored, _sweep(run, name), *_front(run, name)]
+
+
+def _sweep(run: RunFolder, name: str) -> str:
     manifest: dict[str, Any] = run.json(f"{name}/sweep.json")
     words = ["soups", "sweep", *(model["path"] for model in manifest["checkpoints"].values())]
     for checkpoint in manifest["checkpoints"]:
         words += ["--name", checkpoint]
-    words += ["--points", str(len(run.rows(f"{name}/results.jsonl"))), "--evaluator", manifest["evaluator"]]
+    if len(manifest["checkpoints"]) > 1:
+        words += ["--points", str(len(run.rows(f"{name}/results.jsonl")))]
+    words += ["--evaluator", manifest["evaluator"]]
     for key, value in manifest["args"].items():
         words += ["--arg", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
     return shlex.join([*words, "-o", (run.root / name).as_posix()])
+
+
+def _front(run: RunFolder, name: str) -> list[str]:
+    """Return the command that draws the front of a sweep, if one was drawn."""
+    if not run.has(f"{name}/front.json"):
+        return []
+    content = run.json(f"{name}/front.json")
+    words = ["soups", "front", (run.root / name).as_posix(), "--x", content["x"], "--y", content["y"]]
+    if content.get("init"):
+        words += ["--init", (run.root / f"{name}_start").as_posix()]
+    return [shlex.join(words)]
 
 
 def versions(run: RunFolder) -> Markup:

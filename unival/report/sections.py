@@ -197,7 +197,11 @@ def gains(run: RunFolder) -> Markup:
 
 
 def front(run: RunFolder) -> Markup:
-    """Show the front, its hypervolume, the straight line and the knee."""
+    """Show the front, the area between it and the straight line, its hypervolume and the knee.
+
+    The gain in hypervolume over points of the straight line also counts how evenly the soups are spread, so that it
+    may contradict the area: it is shown only where there is no area.
+    """
     content = run.json("sweep/front.json")
     plain = Metric("", is_rate=False)
     last = content["checkpoints"][-1]
@@ -206,12 +210,13 @@ def front(run: RunFolder) -> Markup:
     text += f"{content['num_samples']} test pictures. "
     line = content["straight_line"]
     if line:
-        label = "hypervolume of as many points of the straight line"
-        rows.append((label, Estimate.of(line["hypervolume"]).spell(plain)))
-        rows.append(("gain over these points", Estimate.of(line["gain"]).spell_change(plain)))
-        if line["area"]:
+        if not line["area"]:
+            label = "hypervolume of as many points of the straight line"
+            rows.append((label, Estimate.of(line["hypervolume"]).spell(plain)))
+            rows.append(("gain over these points", Estimate.of(line["gain"]).spell_change(plain)))
+        else:
             area = Estimate.of(line["area"])
-            rows.append(("area above the straight line, in boxes of the specialists", area.spell_change(plain)))
+            rows.insert(0, ("area above the straight line, in boxes of the specialists", area.spell_change(plain)))
             text += verdict(
                 area,
                 "The front lies above the straight line between the specialists: the interval of the area between "
