@@ -12,7 +12,7 @@ from transformers import AutoModelForSeq2SeqLM
 
 from tests import tiny
 from unival.model import image
-from unival.model.audio import PannCNN, drop_stripes, hann_window
+from unival.model.audio import PannCNN, drop_stripes
 from unival.model.image import build_image_encoder, image_features
 from unival.model.modeling import UnivalForConditionalGeneration
 from unival.model.video import ResNeXt3D, ResNeXtBlock
@@ -107,11 +107,6 @@ def test_power_of_a_tone_is_the_square_of_its_windowed_amplitude() -> None:
     assert power.shape == (1, 81, 257)
     # Bin 64 is 1000 Hz; a sine of amplitude a gives (a / 2 * sum of the window)^2.
     assert float(power[0, 40, 64]) == pytest.approx((0.25 * 256) ** 2, rel=1e-4)
-
-
-def test_the_window_is_the_periodic_hann_window() -> None:
-    expected = [0.5 - 0.5 * math.cos(2 * math.pi * n / 8) for n in range(8)]
-    assert hann_window(8, "cpu").tolist() == pytest.approx(expected)
 
 
 def test_audio_blocks_halve_time_and_mel_except_the_last() -> None:

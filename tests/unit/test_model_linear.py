@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from unival.model import linear
 from unival.model.linear import Linear
@@ -89,3 +90,35 @@ def test_it_can_be_traced(thin: list[tuple[int, ...]]) -> None:
     with torch.no_grad():
         traced = torch.jit.trace(layer, x)
         torch.testing.assert_close(traced(x[:2]), layer(x[:2]))
+
+
+class Scaled(Tensor):
+    """A weight that means something else than what it holds, as a quantised one."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        plain = [(2 * each.as_subclass(Tensor)) if isinstance(each, Scaled) else each for each in args]
+        return (
+            func(*plain, **(kwargs or {}))
+            if getattr(func, "__name__", "") == "linear"
+            else super().__torch_function__(func, types, args, kwargs)
+        )
+
+
+def test_a_quantised_weight_goes_the_usual_way(thin: list[tuple[int, ...]]) -> None:
+    torch.manual_seed(0)
+    module, x = Linear(6, 5, bias=False), torch.rand(2, 6)
+    with torch.no_grad():
+        expected = 2 * module(x)
+        module.weight = torch.nn.Parameter(module.weight.detach().as_subclass(Scaled), requires_grad=False)
+        torch.testing.assert_close(module(x), expected)
+        torch.testing.assert_close(linear.onto_rows(module, [1, 3])(x), expected[:, [1, 3]])
+    assert not linear.is_dense(torch.empty(2, 2, device="meta"))
+
+
+def test_the_other_library_counts_as_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "LARGE", 1)
+    module = Linear(6, 5)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(torch.rand(3, 2, 6))
+    assert counter.get_total_flops() == 2 * 3 * 2 * 6 * 5

@@ -54,6 +54,25 @@ def test_with_gradients_it_is_the_ordinary_norm(kind: type, dims: int, is_traini
     assert all(torch.equal(value, ours.state_dict()[name]) for name, value in plain.state_dict().items())
 
 
+def test_a_hook_keeps_what_it_was_given() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+    ).eval()
+    nn.init.constant_(network[1].weight, 0.5)
+    normalise_in_place(network)
+    x, kept = torch.rand(2, 3, 4, 4), []
+    with torch.inference_mode():
+        expected = network[0](x).clone()
+        before = network(x)
+        handle = network[0].register_forward_hook(lambda module, given, out: kept.append(out))
+        assert torch.allclose(network(x), before, atol=1e-6)
+        assert torch.equal(kept[0], expected)
+        handle.remove()
+        network(x)
+    assert len(kept) == 1
+
+
 def test_another_precision_than_the_weights_is_left_to_torch() -> None:
     _, ours, x = pair(nn.BatchNorm2d, 2)
     half = x.bfloat16()

@@ -1,16 +1,17 @@
 """The model in the hands of `transformers` and PEFT: training, new tokens, caches, what is refused."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.cache_utils import DynamicCache, StaticCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from tests import tiny
 from unival.evaluation.answering import code_options
-from unival.model.audio import hann_window
 from unival.model.modeling import UnivalForConditionalGeneration
 
 PROMPT = torch.tensor([[5, 6, 7], [8, 9, 1]])
@@ -219,10 +220,48 @@ def test_rows_that_belong_to_no_row_of_the_encoder_are_refused() -> None:
 
 def test_gradients_of_a_sound_after_a_search() -> None:
     sound = tiny.media("audio", 2)["input_values"]
-    hann_window.cache_clear()
     with torch.inference_mode():
         tiny.model().encoder.encode_media(input_values=sound)
     sound.requires_grad_()
     tiny.model()(input_ids=PROMPT, labels=PROMPT, input_values=sound).loss.backward()
     assert sound.grad is not None
     assert sound.grad.any()
+
+
+def test_an_export_leaves_sounds_as_they_are() -> None:
+    model = tiny.build_model().eval()
+    inputs = {"input_ids": PROMPT, "decoder_input_ids": PROMPT, **tiny.media("audio", len(PROMPT))}
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        torch.export.export(model, (), inputs, strict=False)
+        found = model(**inputs).logits
+    assert type(found) is Tensor
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: {"input_values": (x * 32767).short()}, r"input_values is torch.int16: give floats in \[-1, 1\]"),
+        (lambda x: {"input_values": x[0]}, r"input_values is \(\d+,\), and needs 2 axes"),
+        (lambda x: {"input_values": x[:1]}, "1 media for 2 texts: give as many, or media_index"),
+    ],
+)
+def test_media_of_another_kind_or_number_are_refused(change: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny.model().encoder(PROMPT, **change(tiny.media("audio", 2)["input_values"]))
+
+
+def test_a_batch_without_rows_has_no_rows() -> None:
+    empty = PROMPT[:0]
+    for media in ({}, {"pixel_values": tiny.media("image", 1)["pixel_values"][:0]}):
+        with torch.no_grad():
+            assert tiny.model()(input_ids=empty, decoder_input_ids=empty, **media).logits.shape[:2] == empty.shape
+
+
+def test_auto_classes_of_images_and_text_know_the_model(tmp_path: Path) -> None:
+    tiny.model().save_pretrained(tmp_path)
+    tiny.processor().save_pretrained(tmp_path)
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    assert type(loaded) is UnivalForConditionalGeneration
+    assert type(AutoProcessor.from_pretrained(tmp_path)) is type(tiny.processor())

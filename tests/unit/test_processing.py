@@ -198,3 +198,17 @@ def test_one_row_is_decoded_to_a_text_and_several_to_texts() -> None:
     assert processor.decode(ids) == processor.batch_decode(ids, skip_special_tokens=True) == ["a cat", "a dog"]
     assert processor.decode(ids.tolist()) == ["a cat", "a dog"]
     assert processor.decode(ids[0], skip_special_tokens=False) == "<s> a cat</s>"
+
+
+def test_sounds_at_another_rate_are_resampled() -> None:
+    processor = tiny.processor()
+    rate = processor.sample_rate
+    tone = np.sin(2 * np.pi * 200 * np.arange(rate) / rate).astype(np.float32)
+    twice = np.sin(2 * np.pi * 200 * np.arange(2 * rate) / (2 * rate)).astype(np.float32)
+    given = processor(text="what is it?", audio=tone)["input_values"]
+    found = processor(text="what is it?", audio=twice, sampling_rate=2 * rate)["input_values"]
+    assert found.shape == given.shape
+    assert (found - given)[:, 100:-100].abs().max() < 0.02
+    assert torch.equal(processor(text="what is it?", audio=tone, sampling_rate=rate)["input_values"], given)
+    with pytest.raises(UserError, match="the list of prompts is empty"):
+        processor(text=[])

@@ -60,7 +60,7 @@ def load_audio(
         raise UserError("the sound is empty: 0 samples can be read", where=name)
     if not np.isfinite(samples).all():
         raise UserError("the sound holds values that are no numbers", where=name)
-    samples = _resample(samples, rate, sample_rate)
+    samples = resample(samples, rate, sample_rate)
     if seconds is None:
         return samples
     return fit_length(samples, round(seconds * sample_rate), pad, crop, rng)
@@ -177,12 +177,13 @@ def _check(num_samples: float, rate_hz: int, max_seconds: float, name: str) -> N
         raise UserError(what, where=name, fix="cut it into shorter pieces")
 
 
-def _resample(samples: np.ndarray, rate_hz: int, new_rate_hz: int) -> np.ndarray:
+def resample(samples: np.ndarray, rate_hz: int, new_rate_hz: int) -> np.ndarray:
+    """Return float32 samples (num_samples,) at another rate."""
     if rate_hz * new_rate_hz // gcd(rate_hz, new_rate_hz) ** 2 > MAX_FILTER_VALUES:
         rate_hz = round(rate_hz / 25) * 25  # off by 0.05 % at most above 25 kHz: nobody hears it
     if rate_hz == new_rate_hz:
         return samples
     import torch  # here, because reading a sound at its own rate needs no torch
-    from torchaudio.functional import resample
+    from torchaudio import functional
 
-    return resample(torch.from_numpy(samples), rate_hz, new_rate_hz).numpy()
+    return functional.resample(torch.from_numpy(samples), rate_hz, new_rate_hz).numpy()

@@ -1,7 +1,6 @@
 """Audio encoder: PANN-style CNN on a log-mel spectrogram (Kong et al. 2020; specification 2.8)."""
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import cast
 
 import torch
@@ -160,7 +159,7 @@ class PannCNN(nn.Module):
         waveform = F.pad(waveform.float(), (0, max(self.min_samples - waveform.shape[1], 0)))
         if hasattr(self, "spectrogram_extractor"):
             return self.spectrogram_extractor(waveform, self.hop)
-        window = hann_window(self.n_fft, str(waveform.device))
+        window = torch.hann_window(self.n_fft, device=waveform.device)  # not kept: an export would leave a fake one
         spectrum = torch.stft(
             waveform,
             self.n_fft,
@@ -198,10 +197,3 @@ def drop_stripes(x: Tensor, time_stripe: int, mel_stripe: int) -> Tensor:
             dropped = (position >= start) & (position < start + width)  # B size
             keep = keep.masked_fill(dropped[:, None, :, None] if axis == 2 else dropped[:, None, None, :], 0.0)
     return x * keep
-
-
-@lru_cache(maxsize=8)
-@torch.inference_mode(False)
-def hann_window(length: int, device: str) -> Tensor:
-    """Return a periodic Hann window."""
-    return torch.hann_window(length, device=device, dtype=torch.float32)

@@ -15,6 +15,7 @@ from transformers import initialization as init
 from unival.errors import UserError
 from unival.model import positions
 from unival.model.configuration import UnivalConfig
+from unival.model.linear import is_dense
 from unival.model.tuning import all_rows
 
 
@@ -81,8 +82,7 @@ class PositionBias(nn.Module):
         q (W k): a decoding step has one query, and does not project all keys again.
         """
         q = q_linear(query).unflatten(-1, (self.num_heads, -1)) * self.bias_scale  # B T H K
-        # An adapted linear is more than weight and bias, an offloaded one has none yet.
-        is_plain = type(k_linear) is nn.Linear and not k_linear.weight.is_meta
+        is_plain = type(k_linear) is nn.Linear and is_dense(k_linear.weight)  # an adapted one is more than its weight
         if is_plain and query.shape[1] < q.shape[-1]:
             weight = k_linear.weight.unflatten(0, (self.num_heads, -1))  # H K D
             constant = (q * k_linear.bias.unflatten(0, (self.num_heads, -1))).sum(-1)  # B T H

@@ -62,6 +62,18 @@ class UnivalEncoderOutput(BaseModelOutput):
     position_embeddings: tuple[Tensor, ...] | None = None
 
 
+NUM_AXES = {"image": 4, "video": 5, "audio": 2}
+
+
+def check_media(modality: str, media: Tensor) -> None:
+    """Refuse media that are no floats, or that have other axes."""
+    if not media.is_floating_point():
+        raise ValueError(f"{MEDIA_INPUTS[modality]} is {media.dtype}: give floats in [-1, 1], as the processor does")
+    if media.ndim != NUM_AXES[modality]:
+        what = f"{MEDIA_INPUTS[modality]} is {tuple(media.shape)}, and needs {NUM_AXES[modality]} axes, media first"
+        raise ValueError(what)
+
+
 class MediaTokens(NamedTuple):
     """Encoded media of one modality: tokens (N, P, D), their position embeddings (P, D), grid ids (P,).
 
@@ -154,8 +166,9 @@ class UnivalEncoder(PositionBias):
         modality, media = present.popitem()
         if getattr(self.config, f"{modality}_encoder") is None:
             raise ValueError(f"this model has no {modality} encoder: add `{modality}_encoder` to its configuration")
+        check_media(modality, media)
         grid, device = self.config.image_bucket_size, media.device
-        if modality != "audio" and media.is_floating_point():  # sounds are cast behind their float32 spectrogram
+        if modality != "audio":  # sounds are cast behind their float32 spectrogram
             media = media.to(self.patch_layernorm_embedding.weight.dtype)
         if modality == "image":
             features = image_features(self.embed_images, media)
@@ -216,6 +229,9 @@ class UnivalEncoder(PositionBias):
             media = self.encode_media(pixel_values, pixel_values_videos, input_values)
         if media is not None:
             media = media if media_index is None else media.rows(media_index)
+            if len(media.tokens) != len(x):
+                counts = f"{len(media.tokens)} media for {len(x)} texts"
+                raise ValueError(f"{counts}: give as many, or media_index, the row of each text's medium")
             x = torch.cat([self.dropout(media.tokens), x], dim=1)
             media_position = media.positions if media.positions.ndim == 3 else media.positions[None]
             position = torch.cat([media_position, position.expand(len(media_position), -1, -1)], dim=1)

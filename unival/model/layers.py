@@ -80,7 +80,8 @@ class Attention(nn.Module):
         bias = bias.to(query.dtype)
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=self.scale)  # B H T K
         out = out * self.c_attn.to(out.dtype)[:, None, None]
-        return self.out_proj(out.transpose(1, 2).reshape(rows, -1, self.num_heads * out.shape[-1]))
+        out = out.transpose(1, 2).flatten(2)
+        return self.out_proj(out if groups <= 1 else out.reshape(rows, -1, out.shape[-1]))
 
     def _keys_and_values(self, x: Tensor, memory: Tensor | None, cache: Cache | None) -> tuple[Tensor, Tensor]:
         if memory is None:

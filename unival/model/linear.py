@@ -1,18 +1,27 @@
 """A linear map that knows which library multiplies faster on a processor."""
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 LARGE = 2**19  # entries; smaller matrices stay in the cache, and gain nothing
 # oneDNN's product reads the matrix as it lies; the one behind `nn.Linear`, MKL's, first copies it into an order of its
 # own, which for few rows, those of a decoding step, takes longer than the arithmetic. Torch has no public way to
 # choose, so this may be missing.
 _product: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+
+
+if _product is not None and not flop_registry.get(_product):  # a counter would take it for no arithmetic
+
+    @register_flop_formula(_product)
+    def _flops(inputs: Sequence[int], weight: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any) -> int:
+        return 2 * prod(inputs) * weight[0]
 
 
 class Linear(nn.Linear):
@@ -29,7 +38,7 @@ class Linear(nn.Linear):
             return super().forward(input)
         is_plain = input.dtype == self.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
         fits = input.numel() > 0 and input.shape[-1] == self.in_features  # what does not, torch explains better
-        if not (fits and self.weight.numel() >= LARGE and is_plain):
+        if not (fits and self.weight.numel() >= LARGE and is_plain and is_dense(self.weight)):
             return super().forward(input)
         return _product(input, self.weight, self.bias, "none", [], "")
 
@@ -42,11 +51,16 @@ def is_watched() -> bool:
     return functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
+def is_dense(weight: Tensor) -> bool:
+    """Return whether a weight is what it seems: not quantised (torchao), and here (accelerate puts it elsewhere)."""
+    return type(weight.data) is Tensor and not weight.is_meta
+
+
 def onto_rows(linear: nn.Module, rows: Tensor | Sequence[int] | None) -> Callable[[Tensor], Tensor]:
     """Return `linear`, or the map to some of its outputs only: features (..., in) to (..., rows)."""
     if rows is None:
         return linear
-    if type(linear) is Linear:
+    if type(linear) is Linear and is_dense(linear.weight):
         weight = linear.weight[rows]
         return lambda features: F.linear(features, weight)
     return lambda features: linear(features)[..., rows]  # PEFT has put something beside the matrix

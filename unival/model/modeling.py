@@ -9,7 +9,14 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, GenerationMixin, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
+    AutoProcessor,
+    GenerationMixin,
+    PreTrainedModel,
+)
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache, StaticCache
 from transformers.modeling_outputs import Seq2SeqLMOutput
@@ -23,6 +30,7 @@ from unival.model.encoder import MEDIA_INPUTS, MediaTokens, UnivalEncoder, Univa
 from unival.model.layers import Attention
 from unival.model.linear import Linear
 from unival.model.norm import FrozenBatchNorm
+from unival.model.processing import UnivalProcessor
 from unival.model.tuning import LowRankLinear, add_low_rank
 
 __all__ = ["MEDIA_INPUTS", "MediaTokens", "UnivalEncoderOutput", "UnivalForConditionalGeneration"]
@@ -232,7 +240,7 @@ def check_rows(encoded: UnivalEncoderOutput, decoder_input_ids: Tensor, labels: 
     if getattr(encoded, "position_embeddings", None) is None or encoded.last_hidden_state is None:
         raise ValueError("encoder_outputs must be what this model's encoder returns, with its masks and positions")
     rows, found = len(encoded.last_hidden_state), len(decoder_input_ids if labels is None else labels)
-    if rows == 0 or found % rows or (labels is not None and found != rows):
+    if found % max(rows, 1) or (found > 0) != (rows > 0) or (labels is not None and found != rows):
         kind = "decoder_input_ids" if labels is None else "labels"
         raise ValueError(f"{kind} have {found} rows for {rows} of the encoder")
 
@@ -254,4 +262,6 @@ def complete_cache(cache: Cache) -> EncoderDecoderCache:
 
 
 AutoConfig.register("unival", UnivalConfig, exist_ok=True)
-AutoModelForSeq2SeqLM.register(UnivalConfig, UnivalForConditionalGeneration, exist_ok=True)
+AutoProcessor.register(UnivalConfig, UnivalProcessor, exist_ok=True)
+for auto_class in (AutoModelForSeq2SeqLM, AutoModelForImageTextToText):
+    auto_class.register(UnivalConfig, UnivalForConditionalGeneration, exist_ok=True)

@@ -9,17 +9,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import center_crop
-from transformers import AutoProcessor, BatchFeature, ProcessorMixin
+from transformers import BatchFeature, ProcessorMixin
 
 from unival.batch import Batch, Example, decoder_sides, pad
-from unival.data.audio import fit_length, load_audio
+from unival.data.audio import fit_length, load_audio, resample
 from unival.data.bad_rows import decoding
 from unival.data.buffers import empty
 from unival.data.image import load_image, load_pixels
 from unival.data.video import Decoder, frame_indices, load_video
 from unival.errors import UserError
-from unival.model.configuration import UnivalConfig
-from unival.model.modeling import MEDIA_INPUTS
+from unival.model.encoder import MEDIA_INPUTS
 
 RELEASED: dict[str, Any] = {
     "image_px": 480,
@@ -207,6 +206,7 @@ class UnivalProcessor(ProcessorMixin):
         audio: Any = None,
         return_tensors: Literal["pt"] = "pt",
         padding: bool | Literal["longest"] = True,
+        sampling_rate: int | None = None,
     ) -> BatchFeature:
         """Return the inputs of the model for prompts, each with at most one medium: what `generate` takes.
 
@@ -215,6 +215,7 @@ class UnivalProcessor(ProcessorMixin):
             text: One prompt or a list of them, as many as media.
             return_tensors: Torch is what there is.
             padding: Prompts are padded on the right to the longest.
+            sampling_rate: Of sounds that are arrays, which are then resampled; by default the processor's.
 
         Raises:
             UserError: If there is nothing, more than one kind of media, or another number of prompts than of media.
@@ -227,7 +228,12 @@ class UnivalProcessor(ProcessorMixin):
         if len(media) > 1 or (text is None and not media):
             what = f"the processor got {' and '.join(media) or 'nothing'}"
             raise UserError(what, fix="give a prompt (text=...) and one kind of media: images, videos or audio")
+        if sampling_rate is not None and "audio" in media:
+            rates = sampling_rate, self.sample_rate
+            media["audio"] = [resample(x, *rates) if isinstance(x, np.ndarray) else x for x in media["audio"]]
         prompts = None if text is None else [text] if isinstance(text, str) else list(text)
+        if prompts == []:
+            raise UserError("the list of prompts is empty", fix="give one prompt for each medium")
         found: dict[str, Tensor] = {}
         if prompts is not None:
             found["input_ids"] = pad(self.encode(prompts), self.tokenizer.pad_token_id)
@@ -355,6 +361,3 @@ def check_codes(examples: Sequence[Example], targets: Sequence[Sequence[int]]) -
                 where=example.where or f"record {example.uid}",
                 fix="use the codec that the model was made for, or a model with more codes (tokenizer.num_codes)",
             )
-
-
-AutoProcessor.register(UnivalConfig, UnivalProcessor, exist_ok=True)

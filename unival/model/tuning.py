@@ -77,7 +77,7 @@ def all_rows(embedding: nn.Module) -> Tensor:
     weight = cast(Tensor, embedding.weight)
     if type(embedding) is nn.Embedding and not weight.is_meta:
         return weight
-    return embedding(torch.arange(len(weight), device=weight.device))
+    return embedding(torch.arange(len(weight), device="cpu" if weight.is_meta else weight.device))
 
 
 class PrefixEncoder(nn.Module):
