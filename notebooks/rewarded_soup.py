@@ -42,8 +42,9 @@ results = run_sweep(sweep, segment(NUM_POINTS), Path(OUT) / "sweep")
 start = soup_evaluator("unival-tiny", **args).evaluate()
 
 # %% [markdown]
-# The front: every dot is a mixture. Below it stand the areas under the soups and under the straight line, and the
-# gain: an interval above 0 says that the soups trade off better.
+# The front: every dot is a mixture. Below it stands the area between the line through the soups and the straight line,
+# as a share of the box that the two specialists span (one half would reach its best corner): an interval above 0 says
+# that the soups trade off better, one below 0 that they do so worse.
 
 # %%
 draw("front", Inputs({"soup": results}, *REWARDS, init={reward: float(np.mean(start[reward])) for reward in REWARDS}))

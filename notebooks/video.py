@@ -32,14 +32,14 @@ answers = answer.evaluate(answer.rows(world="test", limit=NUM_QUESTIONS))
 # Four clips, one a row; green is right word for word, grey is the reference.
 
 # %%
-figure, axes = plt.subplots(4, 8, figsize=(14, 8.6), layout="constrained")
+figure, axes = plt.subplots(4, 8, figsize=(14, 8), gridspec_kw={"wspace": 0.04, "hspace": 0.24})
 for i, strip in zip(range(min(4, NUM_CAPTIONS)), axes, strict=False):
     for axis, frame in zip(strip, load_video(clips[i]["video"], 8), strict=True):
         axis.imshow(frame, interpolation="lanczos")
         axis.axis("off")
     color = "darkgreen" if captions.scores["exact"][i] else "firebrick"
-    strip[0].set_title(captions.predictions[i], loc="left", color=color).set_in_layout(False)
-    strip[4].set_title(captions.records[i]["caption"], loc="left", color="grey").set_in_layout(False)
+    strip[0].set_title(captions.predictions[i], loc="left", color=color)
+    strip[4].set_title(captions.records[i]["caption"], loc="left", color="grey")
 
 # %% [markdown]
 # Captions (CIDEr-D runs from 0 to 10), then questions by kind.

@@ -11,14 +11,15 @@ import numpy as np
 from matplotlib.figure import Figure as Canvas
 from matplotlib.patheffects import withStroke
 
-from soups.figures.spec import GREY, INK, PALE, Spider, Strip, shown
+from soups.figures.spec import GREY, INK, PALE, Spider, Strip, is_picture, shown
 
 ABOVE = 0.2  # a spoke this near to the vertical has its label above or below
 OUTSIDE = 1.1  # where labels are, in radii
 LONG_LABEL, LETTER_INCHES = 12, 0.092  # bold, at the size of labels
 RINGS = (1 / 3, 2 / 3, 1.0)
-CELL_CHARACTERS, ROW_CHARACTERS = 22, 24  # in a column of a strip, in its first column
+CELL_CHARACTERS, ROW_CHARACTERS = 20, 24  # in a column of a strip, in its first column
 CELL_INCHES, ROW_INCHES, LINE_INCHES, PICTURE_INCHES = 1.55, 1.7, 0.155, 1.3
+NUMBER_CHARACTERS, NUMBER_INCHES = 3, 0.4  # labels of rows that are only counted need no room
 MAX_LINES = 8
 
 Box = tuple[float, float, float, float]
@@ -93,28 +94,35 @@ def _closed(points: np.ndarray) -> np.ndarray:
 def strip_size(strip: Strip) -> tuple[float, float]:
     """Return the size of a strip in inches."""
     heights = [_row_height(strip, index) for index in range(len(strip.rows))]
-    return ROW_INCHES + CELL_INCHES * len(strip.columns), 0.35 + sum(heights)
+    return _label_inches(strip) + CELL_INCHES * len(strip.columns), 0.35 + sum(heights)
+
+
+def _label_inches(strip: Strip) -> float:
+    return NUMBER_INCHES if all(len(label) <= NUMBER_CHARACTERS for label in strip.rows) else ROW_INCHES
 
 
 def draw_strip(canvas: Canvas, box: Box, strip: Strip) -> None:
     """Draw the table of outputs."""
     width, height = strip_size(strip)
+    start = _label_inches(strip)
     axes = canvas.add_axes(box)
     axes.set_axis_off()
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
     for column, name in enumerate(strip.columns):
-        axes.text(ROW_INCHES + column * CELL_INCHES, 0.12, name, fontsize=9, weight="bold", va="center")
+        colour = GREY if column < strip.num_given else INK
+        axes.text(start + column * CELL_INCHES, 0.12, name, fontsize=9, weight="bold", va="center", color=colour)
     top = 0.35
     for index, label in enumerate(strip.rows):
         axes.plot([0, width], [top, top], color=PALE, linewidth=0.8)
         axes.text(0, top + 0.08, _wrapped(label, ROW_CHARACTERS), fontsize=8, color=GREY, va="top", linespacing=1.3)
         for column, cell in enumerate(strip.cells[index]):
-            left = ROW_INCHES + column * CELL_INCHES
+            left = start + column * CELL_INCHES
+            colour = GREY if column < strip.num_given else INK
             picture = picture_of(cell)
             if picture is None:
-                text = "(picture)" if cell.startswith("data:image/") else _wrapped(cell, CELL_CHARACTERS)
-                axes.text(left, top + 0.08, text, fontsize=8, va="top", linespacing=1.3)
+                text = "(picture)" if is_picture(cell) else _wrapped(cell, CELL_CHARACTERS)
+                axes.text(left, top + 0.08, text, fontsize=8, va="top", linespacing=1.3, color=colour)
                 continue
             ratio = picture.shape[1] / picture.shape[0]
             wide = min(PICTURE_INCHES, PICTURE_INCHES * ratio)
@@ -127,9 +135,9 @@ def draw_strip(canvas: Canvas, box: Box, strip: Strip) -> None:
 
 def _row_height(strip: Strip, index: int) -> float:
     cells = strip.cells[index]
-    lines = [_wrapped(cell, CELL_CHARACTERS).count("\n") + 1 for cell in cells if not cell.startswith("data:image/")]
+    lines = [_wrapped(cell, CELL_CHARACTERS).count("\n") + 1 for cell in cells if not is_picture(cell)]
     lines.append(_wrapped(strip.rows[index], ROW_CHARACTERS).count("\n") + 1)
-    has_picture = any(cell.startswith("data:image/") for cell in cells)
+    has_picture = any(is_picture(cell) for cell in cells)
     return max(max(lines) * LINE_INCHES + 0.18, PICTURE_INCHES + 0.15 if has_picture else 0.0)
 
 

@@ -10,13 +10,14 @@ import typer
 from soups.commands import options
 from soups.commands.output import show
 from soups.errors import UserError
+from soups.figures import kind_names
 
 if TYPE_CHECKING:
     from soups.figures import Fit, Inputs
 
 
 def command(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="Kind of figure; an unknown one lists them all.")],
+    kind: Annotated[str, typer.Argument(metavar="KIND", help=f"Kind of figure: {', '.join(kind_names())}.")],
     sweeps: Annotated[
         list[str] | None, typer.Argument(metavar="[SWEEPS]...", help="Output folders of soups sweep: DIR or NAME=DIR.")
     ] = None,

@@ -20,7 +20,7 @@ from soups.figures.curves import (
     soup_marks,
     trajectory_curves,
 )
-from soups.figures.spec import INK, Curve, Figure, Mark, Plane, shorten, spell
+from soups.figures.spec import INK, Curve, Figure, Mark, Plane, expert_name, shorten, spell
 from soups.results import Result
 
 LABELLED = (0.25, 0.5, 0.75)  # coefficients written beside their marks, where there is room
@@ -68,15 +68,31 @@ def front_plane(data: Mapping[str, Any], results: Sequence[Result], inputs: Inpu
 
 
 def caption(data: Mapping[str, Any]) -> str:
-    """Return the text under the figure: hypervolumes with intervals, reference point, samples."""
+    """Return the text under the figure: where the line of the soups lies, hypervolume with interval, samples.
+
+    The gain in hypervolume stands there only where the area is not known: it also counts how evenly the points are
+    spread, so that a line above the chord may come with a gain below 0.
+    """
     reference = ", ".join(f"{value:.4g}" for value in data["reference"])
     text = f"Hypervolume {spell(data['hypervolume'])} above ({reference})."
     line = data["straight_line"]
-    if line:
+    if line and line["area"]:
+        text = f"{_area_lines(data)}\n{text}"
+    elif line:
         text += f"\nStraight line, as many points: {spell(line['hypervolume'])}; gain {spell(line['gain'])}."
-        if line["area"]:
-            text += f"\nArea between front and straight line {spell(line['area'])} of the box of its ends."
     if data["num_samples"] == 1:
         return f"{text}\nMeans only: without scores per sample there are no intervals."
     level = data["bootstrap"]["level"]
     return f"{text}\n{level:.0%} bootstrap intervals over {data['num_samples']} samples."
+
+
+def _area_lines(data: Mapping[str, Any]) -> str:
+    line, weights = data["straight_line"], [point["coefficients"] for point in data["points"]]
+    inside = [own for own in weights if min(own.values()) >= 0 and not expert_name(own)]  # beyond the ends is no line
+    low, high = line["area"]["low"], line["area"]["high"]
+    place = "lies above" if low > 0 else "lies below" if high < 0 else "is not shown to lie above or below"
+    return (
+        f"The line through the soups {place} the straight line; "
+        f"{line['num_below']} of {len(inside)} mixtures are below.\n"
+        f"Area between the two: {spell(line['area'])} of the box of their ends."
+    )

@@ -12,7 +12,10 @@ from soups.results import Result
 Line = Literal["none", "solid", "dashed", "thin"]
 Marker = Literal["dot", "ring", "cross", "square", "small", "none"]
 # Colours of sets of models other than the soups of the first sweep, which have the gradient of their coefficient.
-PALETTE = ("#7c5cbf", "#2e9e75", "#c28b1d", "#d1495b", "#4a6fa5", "#8a6d5c")
+PALETTE = (
+    *("#7c5cbf", "#2e9e75", "#c28b1d", "#d1495b", "#4a6fa5"),
+    *("#8a6d5c", "#e58fc0", "#35b5d3", "#a3b82e", "#5a2a5e"),
+)
 GRADIENT = ("#fa7659", "#6dafd7")  # of the demo of rewarded soups: first model, last model
 INK, GREY, PALE = "#22272e", "#6b7280", "#d9dde3"
 MAX_SAMPLES = 8  # kept per point; a page stays small
@@ -116,12 +119,16 @@ class Spider:
 
 @dataclass(frozen=True)
 class Strip:
-    """Outputs side by side: one row per example, one column per point; a cell is text or a ``data:image`` URI."""
+    """Outputs side by side: one row per example, one column per point; a cell is text or a ``data:image`` URI.
+
+    The first ``num_given`` columns are what all points share, such as the picture that they were shown.
+    """
 
     columns: Sequence[str]
     rows: Sequence[str]
     cells: Sequence[Sequence[str]]
     title: str = ""
+    num_given: int = 0
     kind: str = "strip"
 
 
@@ -140,6 +147,11 @@ class Figure:
         from soups.plot import rendered
 
         return rendered(self, "png")
+
+
+def is_picture(text: str) -> bool:
+    """Say whether a cell holds a picture."""
+    return text.startswith("data:image/")
 
 
 def shown(value: float) -> str:

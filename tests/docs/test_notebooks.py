@@ -1,14 +1,19 @@
 """Every notebook is short, runs from its first cell to its last, and is stored with the outputs of its own cells."""
 
 import ast
+import base64
+import importlib.util
+import io
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from unival.checkpoint import BUILT_IN_ENCODERS
 
@@ -90,9 +95,46 @@ def test_a_notebook_runs_on_few_rows_and_shows_a_picture_and_a_table(
     tables = [item for item in shown if hasattr(item, "_repr_markdown_")]
     assert tables
     assert len(tables) < len(shown)  # the others are pictures
+    if name == "video":
+        assert_frames_are_evenly_spaced(next(item for item in shown if hasattr(item, "axes")))
     for table in tables:
         assert all(row.low <= row.mean <= row.high for row in table.rows.values())
         assert all(size > 0 for size in table.sizes.values())
+
+
+def assert_frames_are_evenly_spaced(figure: Any) -> None:
+    """Fail where a title has moved the frames of a clip apart."""
+    lefts = np.array([axis.get_position().x0 for axis in figure.axes]).reshape(-1, 8)
+    assert np.diff(lefts, axis=1) == pytest.approx(np.diff(lefts).mean(), rel=0.01)
+
+
+def test_a_rendered_picture_keeps_the_colours_of_its_text() -> None:
+    pytest.importorskip("jupytext")
+    pytest.importorskip("nbclient")
+    spec = importlib.util.spec_from_file_location("render", FOLDER / "render.py")
+    assert spec is not None
+    assert spec.loader is not None
+    render = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(render)
+    warm = np.linspace((0, 0, 4), (252, 253, 191), 300 * 400).reshape(300, 400, 3)
+    noise = np.random.default_rng(0).normal(0, 6, warm.shape)
+    pixels = np.clip(warm + noise, 0, 255).astype(np.uint8)
+    texts = {"darkgreen": (0, 100, 0), "firebrick": (178, 34, 34), "grey": (128, 128, 128), "black": (0, 0, 0)}
+    for row, colour in enumerate(texts.values()):
+        pixels[10 * row, :120] = colour
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    stored = render.small({"data": {"image/png": base64.b64encode(buffer.getvalue()).decode()}})["data"]["image/png"]
+    image = Image.open(io.BytesIO(base64.b64decode(stored)))
+    kept = np.asarray(image.convert("RGB"))
+    assert image.mode == "P"
+    assert len(stored) < 4 / 3 * len(buffer.getvalue()) / 2
+    for row, (name, colour) in enumerate(texts.items()):
+        assert tuple(kept[10 * row, 60]) == colour, name
+    assert np.abs(kept.astype(int) - pixels).mean() < 6
+
+    few = Image.fromarray(np.zeros((4, 4, 3), np.uint8) + np.uint8(7))
+    assert np.array_equal(np.asarray(render.with_palette(few).convert("RGB")), np.asarray(few))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from unival.report import command_of, duration, write_report
+from unival.report import duration, write_report
 from unival.report.estimate import METRICS, Estimate, metric_of, wilson
 from unival.report.folder import MissingError, RunFolder
 from unival.report.gallery import iou
@@ -129,6 +129,9 @@ def write_front(out, text):
     line = {"hypervolume": {"value": 1.5, "low": 1.25, "high": 1.75}, "gain": interval(0.5, 0.25)}
     line |= {"area": interval(0.25, 0.125), "num_below": 0}
     front = {
+        "x": "cider_d",
+        "y": "brevity",
+        "init": {"cider_d": 5.0, "brevity": 0.5},
         "checkpoints": names,
         "num_samples": 200,
         "points": points,
@@ -375,14 +378,14 @@ def test_overlap_of_boxes():
     assert iou(None, [0, 0, 1, 1]) is None
 
 
-def test_commands_run_a_step_alone(tmp_path):
-    run = RunFolder(write_run(tmp_path, "two words"))
-    assert command_of(run, "audio") == "unival train configs/demo/audio.yaml"
-    assert command_of(run, "sweep") == (
-        "soups sweep runs/demo/detail/model 'two words' --name detail --name 'two words' --points 5 --evaluator a:b "
-        f"--arg limit=200 --arg 'x=two words' -o {tmp_path.as_posix()}/sweep"
-    )
-    assert command_of(run, "ood") is None
+def test_a_gain_that_may_contradict_the_area_is_shown_only_without_one(tmp_path):
+    text = read(write_run(tmp_path)).text
+    assert "area above the straight line, in boxes of the specialists+0.25 [+0.12, +0.38]" in text
+    assert "gain over these points" not in text
+    content = json.loads((tmp_path / "sweep/front.json").read_text("utf-8"))
+    content["straight_line"]["area"] = None
+    dump(tmp_path / "sweep/front.json", content)
+    assert "gain over these points+0.50 [+0.25, +0.75]" in read(tmp_path).text
 
 
 def test_stages_start_after_the_last_step_of_the_one_before():

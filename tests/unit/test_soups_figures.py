@@ -14,6 +14,9 @@ from PIL import Image
 
 from soups.errors import UserError
 from soups.figures import Inputs, draw, kind_names
+from soups.figures.curves import front_data
+from soups.figures.front import caption
+from soups.figures.spec import GREY, INK, PALETTE, Figure, spell
 from soups.interactive import page
 from soups.plot import draw as draw_canvas
 from soups.plot import save_figure
@@ -22,6 +25,7 @@ from soups.results import Result
 PICTURE = BytesIO()
 Image.fromarray(np.full((4, 6, 3), 200, np.uint8)).save(PICTURE, "PNG")
 URI = "data:image/png;base64," + base64.b64encode(PICTURE.getvalue()).decode()
+OTHER_URI = URI.replace("png", "webp")
 
 
 def sweep(shares, bend=1.0, names=("first", "second"), output="a <b>cat</b>"):
@@ -89,6 +93,50 @@ def test_the_front_shows_values_labels_and_samples():
     assert (soups[0].label, soups[-1].label) == ("first", "second")
     assert len(found["soup"].path) == 80
     assert (found["init"].marks[0].x, found["morl"].marker) == (0.2, "square")
+
+
+def test_the_verdict_under_a_front_is_the_area_and_not_a_gain_that_counts_how_points_are_spread():
+    shares = [0, 0.02, 0.04, 0.06, 0.5, 0.94, 0.96, 0.98, 1]  # a little above the line, and close to the ends
+    placed = dict(zip(np.linspace(0, 1, 9).tolist(), shares, strict=True))
+    rows = []
+    for share, place in placed.items():
+        means = {"cider": 1 - place, "brevity": place + 0.1 * place * (1 - place)}
+        scores = {metric: [mean - 0.01, mean, mean + 0.01] for metric, mean in means.items()}
+        rows.append(Result(str(share), {"first": 1 - share, "second": share}, means, 3, scores))
+    found = front_data(rows, "cider", "brevity")
+    assert found["straight_line"]["gain"]["value"] < 0 < found["straight_line"]["area"]["low"]
+    first, second, *_ = caption(found).split("\n")
+    assert first == "The line through the soups lies above the straight line; 0 of 7 mixtures are below."
+    assert second == f"Area between the two: {spell(found['straight_line']['area'])} of the box of their ends."
+    assert "gain" not in caption(found)
+    assert "as many points" not in caption(found)
+
+    line = found["straight_line"]
+    for low, high, place in ((-2.0, -1.0, "lies below"), (-1.0, 1.0, "is not shown to lie above or below")):
+        own = {**found, "straight_line": {**line, "area": {"value": 0.0, "low": low, "high": high}, "num_below": 3}}
+        assert caption(own).startswith(f"The line through the soups {place} the straight line; 3 of 7 mixtures")
+    unknown = {**found, "straight_line": {**line, "area": None, "num_below": None}}
+    assert f"gain {spell(line['gain'])}" in caption(unknown)
+
+
+def test_ten_series_have_colours_that_can_be_told_apart():
+    assert len(set(PALETTE)) == len(PALETTE) == 10
+    series = {f"set {i}": SERIES["morl"] for i in range(10)}
+    drawn = draw("front", Inputs({"main": MAIN}, series=series)).panels[0].curves
+    colours = [hex_to_lab(curve.colour) for curve in drawn if curve.name.startswith("set")]
+    colours += [hex_to_lab(GREY), hex_to_lab(INK)]
+    distances = [np.linalg.norm(a - b) for i, a in enumerate(colours) for b in colours[:i]]
+    assert min(distances) > 20  # of CIE 1976; 2.3 can just be noticed
+
+
+def hex_to_lab(colour):
+    """Return a colour in CIELAB."""
+    values = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    linear = np.where(values > 0.04045, ((values + 0.055) / 1.055) ** 2.4, values / 12.92)
+    weights = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    xyz = weights @ linear / np.array([0.9505, 1.0, 1.089])
+    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
 
 
 def test_steps_enclose_what_is_dominated():
@@ -182,10 +230,59 @@ def test_a_strip_has_a_row_per_example_and_may_hold_pictures(tmp_path):
     assert strip.cells[1][2] == "a <b>cat</b> 0.5"
     pictures = [Result(r.key, r.coefficients, r.metrics, 3, r.scores, [{"uid": "7", "picture": URI}]) for r in MAIN]
     figure = draw("strip", Inputs({"main": pictures}))
-    assert figure.panels[0].cells == [[URI] * 5]
+    assert figure.panels[0].cells == [[URI] * 5]  # no other field is left: they are what the points drew
+    assert (figure.panels[0].rows, figure.panels[0].num_given) == (["1"], 0)
     save_figure(figure, tmp_path, "strip", kinds=("png",))
     pixels = np.asarray(Image.open(tmp_path / "strip.png").convert("RGB"))
     assert (pixels == 200).all(axis=2).mean() > 0.02
+
+
+def strip_of(*columns):
+    """Return the strip of points with these samples."""
+    shares = np.linspace(0, 1, len(columns))
+    rows = [
+        Result(str(share), {"a": 1 - share, "b": share}, {"x": 1.0}, 1, {"x": [1.0]}, samples)
+        for share, samples in zip(shares, columns, strict=True)
+    ]
+    return draw("strip", Inputs({"main": rows})).panels[0]
+
+
+def test_what_all_points_were_shown_stands_once_and_a_cell_is_what_one_said(tmp_path):
+    def samples(said):
+        return [
+            {"uid": "caption/7", "picture": URI, "caption": "a cat", "prediction": f"{said} cat"},
+            {"uid": "vqa/8", "picture": URI, "question": "what is it?", "reference": "a cat", "prediction": said},
+        ]
+
+    strip = strip_of(samples("a"), samples("the"), samples(""))
+    assert (strip.columns, strip.num_given) == (["input", "reference", "a", "0.5 : 0.5", "b"], 2)
+    assert strip.rows == ["1", "what is it?"]
+    assert strip.cells == [[URI, "a cat", "a cat", "the cat", " cat"], [URI, "a cat", "a", "the", ""]]
+    save_figure(Figure("", [strip]), tmp_path, "strip", kinds=("png",))
+    pixels = np.asarray(Image.open(tmp_path / "strip.png").convert("RGB"))
+    where = np.flatnonzero((pixels == 200).all(axis=2).any(axis=0))
+    assert where.max() - where.min() < 0.3 * pixels.shape[1]  # in one column
+
+
+def test_a_strip_of_captions_has_no_identities_and_keeps_equal_predictions():
+    samples = [{"uid": "world/test/0", "caption": "a cat", "prediction": "a dog"}]
+    strip = strip_of(samples, samples)
+    assert (strip.columns, strip.rows, strip.cells) == (["reference", "a", "b"], ["1"], [["a cat", "a dog", "a dog"]])
+
+
+@pytest.mark.parametrize("name", ["output", "drawing"])
+def test_a_picture_that_a_model_drew_is_its_cell(name):
+    columns = [[{"prompt": "a cat", "picture": URI, name: uri, "score": "3"}] for uri in (URI, OTHER_URI)]
+    strip = strip_of(*columns)
+    assert (strip.rows, strip.columns) == (["a cat"], ["input", "score", "a", "b"])
+    assert strip.cells == [[URI, "3", URI, OTHER_URI]]
+
+
+def test_without_a_prediction_a_cell_is_what_differs_between_points():
+    columns = [[{"question": "how many?", "text": str(n), "seed": "1", "steps": str(n + 1)}] for n in (3, 4)]
+    strip = strip_of(*columns)
+    assert (strip.rows, strip.columns) == (["how many?"], ["seed", "a", "b"])
+    assert strip.cells == [["1", "3\n4", "4\n5"]]
 
 
 def test_small_multiples_share_their_axes():
@@ -196,7 +293,8 @@ def test_small_multiples_share_their_axes():
 @pytest.mark.parametrize(
     ("kind", "inputs", "message"),
     [
-        ("pie", Inputs(), "did you mean|choices"),
+        ("pie", Inputs(), "choices: end-to-end, .*front, .*user-preference, wise"),
+        ("sprip", Inputs(), "did you mean 'strip'.*end-to-end, .*user-preference, wise"),
         ("front", Inputs(), "needs the results"),
         ("extrapolate", Inputs({"main": MAIN}), "no point lies beyond"),
         ("ensemble-vs-soup", Inputs({"main": MAIN}), "no ensemble"),
