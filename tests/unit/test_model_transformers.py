@@ -88,16 +88,64 @@ def test_unknown_inputs_are_refused_with_the_closest_name() -> None:
             call(input_ids=PROMPT, pixel_value=pixels)
 
 
-@pytest.mark.parametrize("name", ["inputs_embeds", "output_attentions", "output_hidden_states"])
-def test_what_other_models_take_is_refused_unless_it_asks_for_nothing(name: str) -> None:
+def test_what_other_models_take_is_refused_unless_it_asks_for_nothing() -> None:
     model = tiny.model()
     expected = model(input_ids=PROMPT, labels=PROMPT).logits
-    assert torch.equal(model(input_ids=PROMPT, labels=PROMPT, **{name: None}).logits, expected)  # as PEFT does
-    with pytest.raises(ValueError, match=f"UnIVAL does not support {name}"):
-        model(input_ids=PROMPT, labels=PROMPT, **{name: True})
-    if name != "inputs_embeds":
-        with pytest.raises(ValueError, match=f"UnIVAL does not support {name}"):
-            model.generate(PROMPT, max_new_tokens=2, return_dict_in_generate=True, **{name: True})
+    assert torch.equal(model(input_ids=PROMPT, labels=PROMPT, inputs_embeds=None).logits, expected)  # as PEFT does
+    with pytest.raises(ValueError, match="UnIVAL does not support inputs_embeds"):
+        model(input_ids=PROMPT, labels=PROMPT, inputs_embeds=True)
+
+
+def test_weights_of_attention_and_states_are_returned_and_change_nothing() -> None:
+    model, config = tiny.model(), tiny.model().config
+    inputs = {"input_ids": PROMPT, "decoder_input_ids": PROMPT.flip(1), **tiny.media("image", 2)}
+    with torch.no_grad():
+        plain = model(**inputs)
+        found = model(**inputs, output_attentions=True, output_hidden_states=True)
+        logits = model.decoder.output_projection(found.decoder_hidden_states[-1])
+    torch.testing.assert_close(found.logits, plain.logits, atol=1e-5, rtol=1e-5)
+    assert plain.encoder_attentions is plain.decoder_hidden_states is plain.cross_attentions is None
+    assert torch.equal(logits, found.logits)
+    assert torch.equal(found.encoder_hidden_states[-1], found.encoder_last_hidden_state)
+    source = found.encoder_last_hidden_state.shape[1]
+    num_layers = config.encoder_layers, config.decoder_layers, config.decoder_layers
+    kinds = found.encoder_attentions, found.decoder_attentions, found.cross_attentions
+    sizes = (source, source), (3, 3), (3, source)
+    for attentions, number, size in zip(kinds, num_layers, sizes, strict=True):
+        assert len(attentions) == number
+        for weights in attentions:
+            assert weights.shape == (2, config.decoder_attention_heads, *size)
+            torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
+    assert len(found.encoder_hidden_states) == config.encoder_layers + 1
+    assert not found.decoder_attentions[0].triu(1).any()  # no token looks ahead
+    assert not found.encoder_attentions[0][1, :, :, -1].any()  # nor at padding
+    assert not found.cross_attentions[0][1, :, :, -1].any()
+    assert all(layer.self_attn.weights is None for layer in model.decoder.layers)
+
+
+def test_weights_of_beams_are_those_of_their_rows() -> None:
+    model = tiny.model()
+    targets = torch.tensor([[0, 5], [0, 6], [0, 7], [0, 8]])
+    with torch.no_grad():
+        encoded = model.encoder(PROMPT)
+        twice = model.encoder(PROMPT.repeat_interleave(2, 0))
+        shared = model(encoder_outputs=encoded, decoder_input_ids=targets, output_attentions=True)
+        apart = model(encoder_outputs=twice, decoder_input_ids=targets, output_attentions=True)
+        searched = model.generate(
+            PROMPT,
+            num_beams=2,
+            min_new_tokens=3,
+            max_new_tokens=3,
+            output_attentions=True,
+            output_hidden_states=True,
+            return_dict_in_generate=True,
+        )
+    for one, other in zip(shared.cross_attentions, apart.cross_attentions, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+    assert [step[0].shape[0] for step in searched.cross_attentions] == [4, 4, 4]
+    assert [step[0].shape[-2:] for step in searched.decoder_attentions] == [(1, 1), (1, 2), (1, 3)]
+    assert len(searched.encoder_attentions) == model.config.encoder_layers
+    assert len(searched.decoder_hidden_states) == 3
 
 
 def test_outputs_may_be_tuples() -> None:

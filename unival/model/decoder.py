@@ -60,6 +60,8 @@ class UnivalDecoder(PositionBias):
         cache: Cache | None = None,
         attention_mask: Tensor | None = None,
         writes_codes: bool = False,
+        states: list[Tensor] | None = None,
+        keeps_weights: bool = False,
     ) -> Tensor:
         """Return features (B, T, D) of the target prefix.
 
@@ -69,6 +71,8 @@ class UnivalDecoder(PositionBias):
             cache: Key/value cache.
             attention_mask: (B, prefix length), 0 at padding; None when no prefix token is padding.
             writes_codes: The target is an image as codes: 2-D positions instead of text positions.
+            states: Receives what every layer was given, then the features.
+            keeps_weights: Let the attention of every layer keep its weights (`layers.take_weights`).
         """
         assert encoder.last_hidden_state is not None
         assert encoder.attention_mask is not None
@@ -96,6 +100,11 @@ class UnivalDecoder(PositionBias):
         memory = encoder.last_hidden_state
         prefixes = self.decoder_prompt_encoder() if self.config.decoder_prompt_length else [None] * len(self.layers)
         for index, (layer, prefix) in enumerate(zip(self.layers, prefixes, strict=True)):
+            if states is not None:
+                states.append(x)
             layer_bias = self_bias + relative_bias(table(index), buckets)
-            x = self.run_layer(layer, x, layer_bias, memory, cross_bias, cache, prefix)
-        return self.layer_norm(x)
+            x = self.run_layer(layer, x, layer_bias, memory, cross_bias, cache, prefix, keeps_weights)
+        x = self.layer_norm(x)
+        if states is not None:
+            states.append(x)
+        return x

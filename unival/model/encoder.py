@@ -18,7 +18,7 @@ from unival.model.audio import PannCNN
 from unival.model.bias import PositionBias, mask_bias, relative_bias
 from unival.model.configuration import UnivalConfig
 from unival.model.image import build_image_encoder, image_features
-from unival.model.layers import EncoderLayer, drop_path_rates
+from unival.model.layers import EncoderLayer, drop_path_rates, take_weights
 from unival.model.tuning import Adapter, PrefixEncoder, TwinAdapter, all_rows
 from unival.model.video import ResNeXt3D
 
@@ -27,7 +27,7 @@ MEDIA_INPUTS = {"image": "pixel_values", "video": "pixel_values_videos", "audio"
 
 # Arguments of other models of `transformers`, which this one cannot follow.
 IGNORED = ("tokenizer", "assistant_tokenizer")  # which `generate` hands on when it has used them
-UNSUPPORTED = ("inputs_embeds", "decoder_inputs_embeds", "output_attentions", "output_hidden_states", "task_ids")
+UNSUPPORTED = ("inputs_embeds", "decoder_inputs_embeds", "task_ids")
 
 
 def refuse(others: Mapping[str, Any], forward: Callable[..., Any]) -> None:
@@ -46,6 +46,13 @@ def refuse(others: Mapping[str, Any], forward: Callable[..., Any]) -> None:
         raise TypeError(f"unexpected argument {name!r} ({did_you_mean(name, names)})")
 
 
+def asked(config: UnivalConfig, attentions: bool | None, hidden_states: bool | None) -> tuple[bool, bool]:
+    """Return whether weights of attention and states between layers are wanted: as asked, else as configured."""
+    given = {"output_attentions": attentions, "output_hidden_states": hidden_states}
+    first, second = (bool(getattr(config, name, False)) if value is None else value for name, value in given.items())
+    return first, second
+
+
 @dataclass
 class UnivalEncoderOutput(BaseModelOutput):
     """Encoder output.
@@ -53,6 +60,8 @@ class UnivalEncoderOutput(BaseModelOutput):
     Attributes:
         last_hidden_state: (B, S, D), media tokens first.
         attention_mask: (B, S) bool, False at text padding.
+        hidden_states: What every layer was given, then `last_hidden_state`; None unless asked for.
+        attentions: Weights (B, H, S, S) of every layer; None unless asked for.
         position_embeddings: One tensor (1, S, D), normed, the same for all rows; (B, S, D) when patches are sampled.
             It sits in a tuple so that `generate` does not repeat it for every beam.
     """
@@ -205,6 +214,8 @@ class UnivalEncoder(PositionBias):
         media_index: Tensor | None = None,
         media_tokens: MediaTokens | None = None,
         return_dict: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
         **others: Any,
     ) -> UnivalEncoderOutput | tuple[Any, ...]:
         """Encode text and at most one medium per row.
@@ -217,6 +228,7 @@ class UnivalEncoder(PositionBias):
                 examples that look at one medium share its features.
             media_tokens: Result of `encode_media`, when media are already encoded.
             return_dict: False returns a tuple.
+            output_attentions, output_hidden_states: Return these too; by default as the configuration says.
             others: See `refuse`.
         """
         refuse(others, self.forward)
@@ -241,10 +253,21 @@ class UnivalEncoder(PositionBias):
         num_media = 0 if ids is None else ids.shape[-1]
         buckets = self.buckets(ids, input_ids.shape[1])
         prefixes = self.encoder_prompt_encoder() if self.config.encoder_prompt_length else [None] * len(self.layers)
+        keeps_weights, keeps_states = asked(self.config, output_attentions, output_hidden_states)
+        states: list[Tensor] = []
         for index, (layer, prefix) in enumerate(zip(self.layers, prefixes, strict=True)):
+            if keeps_states:
+                states.append(x)
             layer_bias = bias + relative_bias(self.table(index, ids), buckets)
-            x = self.run_layer(layer, x, layer_bias, num_media, prefix)
-        output = UnivalEncoderOutput(self.layer_norm(x), attention_mask=mask, position_embeddings=(position,))
+            x = self.run_layer(layer, x, layer_bias, num_media, prefix, keeps_weights)
+        last = self.layer_norm(x)
+        output = UnivalEncoderOutput(
+            last,
+            hidden_states=(*states, last) if keeps_states else None,
+            attentions=take_weights(self.layers, "self_attn") if keeps_weights else None,
+            attention_mask=mask,
+            position_embeddings=(position,),
+        )
         return output.to_tuple() if return_dict is False else output
 
     def buckets(self, ids: Tensor | None, text_length: int) -> Tensor:

@@ -28,7 +28,13 @@ class DropPath(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention with an additive bias and one learned scale per head (`c_attn`)."""
+    """Multi-head attention with an additive bias and one learned scale per head (`c_attn`).
+
+    Attributes:
+        weights: Those of the last call that was to keep them, (B, H, T, S), before the scale of the head.
+    """
+
+    weights: Tensor | None = None
 
     def __init__(self, d_model: int, num_heads: int, scale_factor: float, layer_index: int) -> None:
         super().__init__()
@@ -54,6 +60,7 @@ class Attention(nn.Module):
         memory: Tensor | None = None,
         cache: Cache | None = None,
         prefix: Prefix | None = None,
+        keeps_weights: bool = False,
     ) -> Tensor:
         """Attend from `x` (B, T, D) to itself or to `memory` (B, S, D).
 
@@ -64,6 +71,7 @@ class Attention(nn.Module):
                 consecutive rows of `x`: the beams of one sample need one copy of its keys and values.
             cache: Key/value cache of `generate`; cross-attention keys are computed once per generation.
             prefix: Learned keys and values (1, H, N, K) before all others, with no bias.
+            keeps_weights: Compute the weights by themselves, and keep them for `take_weights`.
         """
         rows = x.shape[0]
         key, value = self._keys_and_values(x, memory, cache)
@@ -78,7 +86,12 @@ class Attention(nn.Module):
             bias = bias if bias.shape[2] == 1 else bias.repeat(1, 1, groups, 1)  # that of one query holds for all
         query = self.split_heads(query)
         bias = bias.to(query.dtype)
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=self.scale)  # B H T K
+        if keeps_weights:
+            weights = (query @ key.mT * self.scale + bias).softmax(-1, dtype=torch.float32).to(query.dtype)
+            out = weights @ value
+            self.weights = weights.unflatten(2, (max(groups, 1), -1)).transpose(1, 2).flatten(0, 1)  # beams: rows again
+        else:
+            out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=self.scale)  # B H T K
         out = out * self.c_attn.to(out.dtype)[:, None, None]
         out = out.transpose(1, 2).flatten(2)
         return self.out_proj(out if groups <= 1 else out.reshape(rows, -1, out.shape[-1]))
@@ -98,6 +111,16 @@ class Attention(nn.Module):
             key, value = cache.cross_attention_cache.update(key, value, self.layer_index)
             cache.is_updated[self.layer_index] = True
         return key, value
+
+
+def take_weights(layers: nn.ModuleList, name: str) -> tuple[Tensor, ...]:
+    """Return the weights that one attention of every layer kept, and let go of them."""
+    found = []
+    for layer in layers:
+        attention = getattr(layer, name)
+        found.append(attention.weights)
+        attention.weights = None
+    return tuple(found)
 
 
 class FeedForward(nn.Module):
@@ -160,9 +183,16 @@ class EncoderLayer(FeedForward):
         self.add_feed_forward(d_model, ffn_dim, adapter)
         self.residual = Residual(dropout, drop_path)
 
-    def forward(self, x: Tensor, bias: Tensor, num_media: int = 0, prefix: Prefix | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        bias: Tensor,
+        num_media: int = 0,
+        prefix: Prefix | None = None,
+        keeps_weights: bool = False,
+    ) -> Tensor:
         """Transform `x` (B, S, D), media tokens first, under `bias` (broadcastable to (B, H, S, S))."""
-        branch = self.self_attn(self.self_attn_layer_norm(x), bias, prefix=prefix)
+        branch = self.self_attn(self.self_attn_layer_norm(x), bias, prefix=prefix, keeps_weights=keeps_weights)
         x = self.residual(x, self.attn_ln(branch))
         return self.residual(x, self.feed_forward(x), self.adapter, num_media)
 
@@ -199,11 +229,13 @@ class DecoderLayer(FeedForward):
         cross_bias: Tensor,
         cache: Cache | None = None,
         prefix: Prefix | None = None,
+        keeps_weights: bool = False,
     ) -> Tensor:
         """Transform `x` (B, T, D) given `memory` (B, S, D) or (B / G, S, D), see `Attention`."""
-        branch = self.self_attn(self.self_attn_layer_norm(x), self_bias, cache=cache, prefix=prefix)
+        given = {"cache": cache, "keeps_weights": keeps_weights}
+        branch = self.self_attn(self.self_attn_layer_norm(x), self_bias, prefix=prefix, **given)
         x = self.residual(x, self.self_attn_ln(branch))
-        branch = self.encoder_attn(self.encoder_attn_layer_norm(x), cross_bias, memory=memory, cache=cache)
+        branch = self.encoder_attn(self.encoder_attn_layer_norm(x), cross_bias, memory=memory, **given)
         x = self.residual(x, self.cross_attn_ln(branch))
         return self.residual(x, self.feed_forward(x), self.adapter)
 

@@ -26,14 +26,16 @@ from unival.model.audio import FourierBasis, LogMel
 from unival.model.bias import PositionBias
 from unival.model.configuration import UnivalConfig
 from unival.model.decoder import UnivalDecoder
-from unival.model.encoder import MEDIA_INPUTS, MediaTokens, UnivalEncoder, UnivalEncoderOutput, refuse
-from unival.model.layers import Attention
+from unival.model.encoder import MEDIA_INPUTS, MediaTokens, UnivalEncoder, UnivalEncoderOutput, asked, refuse
+from unival.model.layers import Attention, take_weights
 from unival.model.linear import Linear
 from unival.model.norm import FrozenBatchNorm
 from unival.model.processing import UnivalProcessor
 from unival.model.tuning import LowRankLinear, add_low_rank
 
 __all__ = ["MEDIA_INPUTS", "MediaTokens", "UnivalEncoderOutput", "UnivalForConditionalGeneration"]
+
+ATTENTIONS = ("self_attn", "encoder_attn")  # of a layer of the decoder
 
 
 class UnivalPreTrainedModel(PreTrainedModel):
@@ -147,6 +149,8 @@ class UnivalForConditionalGeneration(UnivalPreTrainedModel, GenerationMixin):
         past_key_values: Cache | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
         **others: Any,
     ) -> Seq2SeqLMOutput:
         """Return logits (B, T, V) of the next target token; inputs as in `UnivalEncoder` and `UnivalDecoder`.
@@ -162,18 +166,31 @@ class UnivalForConditionalGeneration(UnivalPreTrainedModel, GenerationMixin):
             past_key_values: Cache of `generate`; one for self-attention only is completed.
             labels: (B, T) target ids; padding and -100 carry no loss. `loss` is their mean cross entropy.
             use_cache: Return and fill a cache.
+            output_attentions: Return the weights (B, H, T, S) of every layer, before the scales of the heads; attention
+                is then computed one by one and takes more memory.
+            output_hidden_states: Return what every layer was given, then the features behind the last.
             others: `return_dict=False` returns a tuple; for all else see `refuse`.
         """
         refuse(others, self.forward)
-        if isinstance(encoder_outputs, tuple) and len(encoder_outputs) == 3:  # of `return_dict=False`
-            states, mask, positions = encoder_outputs
-            encoder_outputs = UnivalEncoderOutput(states, attention_mask=mask, position_embeddings=positions)
+        if isinstance(encoder_outputs, tuple) and len(encoder_outputs) >= 3:  # of `return_dict=False`
+            last, *_, mask, positions = encoder_outputs
+            encoder_outputs = UnivalEncoderOutput(last, attention_mask=mask, position_embeddings=positions)
+        keeps_weights, keeps_states = asked(self.config, output_attentions, output_hidden_states)
         if encoder_outputs is None:
             if input_ids is None:
                 raise ValueError("give input_ids or encoder_outputs")
             encoder_outputs = cast(
                 UnivalEncoderOutput,
-                self.encoder(input_ids, attention_mask, pixel_values, pixel_values_videos, input_values, media_index),
+                self.encoder(
+                    input_ids,
+                    attention_mask,
+                    pixel_values,
+                    pixel_values_videos,
+                    input_values,
+                    media_index,
+                    output_attentions=keeps_weights,
+                    output_hidden_states=keeps_states,
+                ),
             )
         if labels is not None and decoder_input_ids is None:
             decoder_input_ids = self.shift_right(labels)
@@ -184,9 +201,17 @@ class UnivalForConditionalGeneration(UnivalPreTrainedModel, GenerationMixin):
             past_key_values = DynamicCache()
         if past_key_values is not None:
             past_key_values = complete_cache(past_key_values)
+        states: list[Tensor] | None = [] if keeps_states else None
         features = self.decoder(
-            decoder_input_ids, encoder_outputs, past_key_values, decoder_attention_mask, writes_codes
+            decoder_input_ids,
+            encoder_outputs,
+            past_key_values,
+            decoder_attention_mask,
+            writes_codes,
+            states,
+            keeps_weights,
         )
+        own, cross = (take_weights(self.decoder.layers, n) if keeps_weights else None for n in ATTENTIONS)
         logits = self.decoder.output_projection(features)
         loss = None
         if labels is not None:
@@ -197,6 +222,11 @@ class UnivalForConditionalGeneration(UnivalPreTrainedModel, GenerationMixin):
             logits=logits,
             past_key_values=past_key_values,  # pyright: ignore[reportArgumentType]
             encoder_last_hidden_state=encoder_outputs.last_hidden_state,  # pyright: ignore[reportArgumentType]
+            decoder_hidden_states=tuple(states) if states is not None else None,  # pyright: ignore[reportArgumentType]
+            decoder_attentions=own,  # pyright: ignore[reportArgumentType]
+            cross_attentions=cross,  # pyright: ignore[reportArgumentType]
+            encoder_hidden_states=encoder_outputs.hidden_states,
+            encoder_attentions=encoder_outputs.attentions,
         )
 
     def _expand_inputs_for_generation(
