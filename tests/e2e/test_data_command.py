@@ -108,6 +108,17 @@ def test_the_first_name_of_a_field_is_its_column_and_others_are_said(folder: Pat
     assert "left_out" not in report
 
 
+def test_texts_alone_need_a_word_of_their_own(folder: Path) -> None:
+    table = write(folder, "question,answers,mood\nis it?,yes&&no,good\n")
+    report = json.loads(run("make", table, "--from", "csv", "--no-media", "--json").stdout)
+    assert (report["rows"], report["left_out"]) == (1, ["mood"])
+    assert json.loads((folder / "own.jsonl").read_text()) == {"question": "is it?", "answers": ["yes", "no"]}
+    with pytest.raises(UserError, match=r"no column holds the paths of media.*--no-media"):
+        run("make", table, "--from", "csv", "--force")
+    with pytest.raises(UserError, match=r"a column holds the paths of media.*leave --no-media out"):
+        run("make", write(folder, "image,caption\na.png,x\n"), "--from", "csv", "--no-media", "--force")
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -63,6 +63,7 @@ def make(
     field: Annotated[
         list[str] | None, typer.Option("--field", help="FIELD=COLUMN, where a header is not understood.")
     ] = None,
+    no_media: Annotated[bool, typer.Option("--no-media", help="Of a CSV file: texts alone, without media.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing manifest.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -73,7 +74,7 @@ def make(
     from unival.data.make import left_out_of_csv, left_out_of_folder, rows_of_csv, rows_of_folder, write_manifest
 
     fields = dict(_pair(text) for text in field or [])
-    rows = rows_of_csv(source, fields) if kind == "csv" else rows_of_folder(source)
+    rows = rows_of_csv(source, fields, not no_media) if kind == "csv" else rows_of_folder(source)
     folder = source if kind == "folder" else source.parent
     target = out or folder / ("manifest.jsonl" if kind == "folder" else f"{source.stem}.jsonl")
     num_rows = write_manifest(rows, target, force)
@@ -81,7 +82,7 @@ def make(
     report: dict[str, Any] = {"manifest": str(target), "rows": num_rows}
     if is_elsewhere:
         report["media_root"] = str(folder.resolve())
-    left_out = left_out_of_folder(folder, target) if kind == "folder" else left_out_of_csv(source, fields)
+    left_out = left_out_of_folder(folder, target) if kind == "folder" else left_out_of_csv(source, fields, not no_media)
     if left_out:
         report["left_out"] = left_out
     if as_json:

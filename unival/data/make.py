@@ -33,7 +33,9 @@ CORNERS = ("x0", "y0", "x1", "y1")
 MAX_CELL_CHARS = 10_000_000
 
 
-def rows_of_csv(path: str | Path, fields: Mapping[str, str] | None = None) -> Iterator[dict[str, Any]]:
+def rows_of_csv(
+    path: str | Path, fields: Mapping[str, str] | None = None, has_media: bool = True
+) -> Iterator[dict[str, Any]]:
     """Yield manifest rows of a CSV file (commas, semicolons or tabs); media paths are relative to its folder.
 
     Lists are written with `&&`, boxes as `x0,y0,x1,y1` or in four columns; the kind of a `file` follows from its name.
@@ -41,6 +43,7 @@ def rows_of_csv(path: str | Path, fields: Mapping[str, str] | None = None) -> It
     Args:
         path: The file; its first line names the columns.
         fields: The column of each field, where its header is not understood; a field has the names of headers too.
+        has_media: Whether every row names a medium; rows of texts alone have none.
 
     Raises:
         UserError: The file is missing, empty or malformed, or no column is understood; names the line.
@@ -53,7 +56,7 @@ def rows_of_csv(path: str | Path, fields: Mapping[str, str] | None = None) -> It
         with path.open(encoding="utf-8-sig", newline="") as file:
             separator = _separator(file)
             reader = csv.DictReader(file, delimiter=separator, strict=True)
-            columns = _columns(reader.fieldnames or [], fields or {}, str(path))
+            columns = _columns(reader.fieldnames or [], fields or {}, str(path), has_media)
             for cells in reader:
                 where = f"{path}:{reader.line_num}"
                 if None in cells or None in cells.values():
@@ -61,7 +64,7 @@ def rows_of_csv(path: str | Path, fields: Mapping[str, str] | None = None) -> It
                     what = f"the row has {'more' if is_more else 'fewer'} cells than the header ({num_columns})"
                     fix = f"a text that holds {separator!r} stands in double quotes" if is_more else None
                     raise UserError(what, where, fix)
-                yield _row(cells, columns, path.parent, where)
+                yield _row(cells, columns, path.parent, where, has_media)
     except FileNotFoundError:
         raise UserError(f"no such file: {path}", fix="check the path") from None
     except UnicodeDecodeError as error:
@@ -70,12 +73,12 @@ def rows_of_csv(path: str | Path, fields: Mapping[str, str] | None = None) -> It
         raise UserError(f"the file cannot be read: {error}", where=str(path)) from None
 
 
-def left_out_of_csv(path: str | Path, fields: Mapping[str, str] | None = None) -> list[str]:
+def left_out_of_csv(path: str | Path, fields: Mapping[str, str] | None = None, has_media: bool = True) -> list[str]:
     """Return the columns that `rows_of_csv` makes nothing of, in their order."""
     path = Path(path)
     with path.open(encoding="utf-8-sig", newline="") as file:
         header = next(csv.reader(file, delimiter=_separator(file)), [])
-    columns = _columns(header, fields or {}, str(path))
+    columns = _columns(header, fields or {}, str(path), has_media)
     corners = set(CORNERS) <= columns.keys()
     used = {column for field, column in columns.items() if corners or field not in CORNERS}
     return [name for name in header if name not in used]
@@ -172,7 +175,7 @@ def _column_of(path: Path) -> str | None:
     return column if path.is_file() and not path.name.startswith(".") else None
 
 
-def _columns(header: Iterable[str], given: Mapping[str, str], where: str) -> dict[str, str]:
+def _columns(header: Iterable[str], given: Mapping[str, str], where: str, has_media: bool) -> dict[str, str]:
     """Return the column of each field."""
     names, fields = list(header), {FIELDS.get(name, name): column for name, column in given.items()}
     if len(fields) < len(given):
@@ -196,13 +199,20 @@ def _columns(header: Iterable[str], given: Mapping[str, str], where: str) -> dic
         if name not in taken:
             found.setdefault(field, name)  # the first name of a field is the one that means it most
     found |= {corner: by_name[corner] for corner in CORNERS if corner in by_name}
-    if not found.keys() & {"medium", *MEDIA_COLUMNS}:
-        fix = f"name it with --field image=COLUMN; the columns are {', '.join(names) or 'missing'}"
+    media = found.keys() & {"medium", *MEDIA_COLUMNS}
+    listed = ", ".join(names) or "missing"
+    if has_media and not media:
+        fix = f"name it with --field image=COLUMN (texts alone: --no-media); the columns are {listed}"
         raise UserError("no column holds the paths of media", where=where, fix=fix)
+    if not has_media and (media or not found):
+        what = "a column holds the paths of media" if media else "no column is understood"
+        raise UserError(what, where, f"leave --no-media out, or name columns with --field; the columns are {listed}")
     return found
 
 
-def _row(cells: Mapping[str, str], columns: Mapping[str, str], root: Path, where: str) -> dict[str, Any]:
+def _row(
+    cells: Mapping[str, str], columns: Mapping[str, str], root: Path, where: str, has_media: bool
+) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for field, column in columns.items():
         cell = cells[column].strip()
@@ -219,6 +229,8 @@ def _row(cells: Mapping[str, str], columns: Mapping[str, str], root: Path, where
         row["box"] = parse_text("box", ",".join(cells[columns[corner]] for corner in CORNERS), where)
     check_row(row, where)
     medium = next((row[column] for column in MEDIA_COLUMNS if column in row), None)
+    if not has_media:
+        return row
     if medium is None:
         raise UserError("the row names no medium", where=where)
     try:
