@@ -44,6 +44,12 @@ def test_the_task_of_the_page_asks_parses_and_scores(folder: Path, blocks: list[
     task = get_task("things.py", {"prompt": "what is here?"})
     example = task.example(RECORD)
     assert (example.prompt, example.target, example.media_id) == ("what is here?", "red apple and cat", "a.jpg")
+    unlabelled = {"uid": "8", "image": "b.jpg"}
+    assert (task.example(unlabelled).target, task.is_labelled(unlabelled), task.is_labelled(RECORD)) == (
+        "",
+        False,
+        True,
+    )
     assert task.parse("cat and dog", RECORD) == ["cat", "dog"]
     assert task.score([["cat", "dog"], ["cat", "red apple"]], [RECORD, RECORD])["recall"].tolist() == [0.5, 1.0]
     with pytest.raises(UserError, match=r"task things.py has no argument 'promt'.*did you mean 'prompt'"):
