@@ -321,11 +321,18 @@ def print_predictions(results: list[dict[str, Any]], as_json: bool) -> None:
         return
     for result in results:
         note = f"  -> {result['drawing']}" if "drawing" in result else ""
-        answer = result["prediction"]
-        shown = (
-            answer if isinstance(answer, str) else "no box" if answer is None else " ".join(f"{x:.1f}" for x in answer)
-        )
+        shown = _shown(result["prediction"])
         print(f"{result['file']}: {shown}{note}" if len(results) > 1 else f"{shown}{note}")
+
+
+def _shown(answer: Any) -> str:
+    """Return a text as it is, a box with a digit behind the point, and what another task predicts as JSON."""
+    if isinstance(answer, str):
+        return answer
+    if answer is None:
+        return "no box"
+    is_box = isinstance(answer, list | tuple) and len(answer) == 4 and all(isinstance(x, int | float) for x in answer)
+    return " ".join(f"{x:.1f}" for x in answer) if is_box else json.dumps(answer)
 
 
 def print_results(results: dict[str, Any]) -> None:

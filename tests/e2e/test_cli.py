@@ -14,7 +14,7 @@ from PIL import Image
 import unival
 from tests import tiny
 from unival.checkpoint import save_model
-from unival.cli import app
+from unival.cli import app, print_predictions
 from unival.data.clips import MovingClips
 from unival.errors import UserError, run_cli
 from unival.predict import Pipeline
@@ -119,6 +119,20 @@ def test_a_task_of_ones_own_predicts_and_patterns_stand_for_lists(
     assert len(rows) == 2
     assert all(row["prediction"].startswith("WHAT?") for row in rows)
     assert unival.pipeline(own, model=model)(f"{files}/[01].png", text="what?") == rows
+
+
+@pytest.mark.parametrize(
+    ("prediction", "line"),
+    [
+        ("a cat", "a cat"),
+        ([1.25, 2, 3, 4.0], "1.2 2.0 3.0 4.0"),
+        (None, "no box"),
+        (["a cat", "a dog"], '["a cat", "a dog"]'),
+    ],
+)
+def test_predictions_of_any_kind_are_printed(prediction: Any, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    print_predictions([{"file": "a.png", "prediction": prediction}], as_json=False)
+    assert capsys.readouterr().out == f"{line}\n"
 
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
