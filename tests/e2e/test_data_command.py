@@ -163,6 +163,14 @@ def test_a_table_may_repeat_a_question_with_its_picture_and_says_how_to_find_med
     assert "set `media_root`" in text
 
 
+def test_a_repeated_identity_of_a_manifest_is_a_problem_whatever_its_medium(folder: Path) -> None:
+    row = {"uid": "7", "image": "a.png", "media_id": "m"}
+    write(folder, f"{json.dumps(row)}\n{json.dumps(row)}\n").rename(folder / "rows.jsonl")
+    report = json.loads(run("check", folder / "rows.jsonl", "--workers", 0, "--json").stdout)
+    assert (report["good"], report["repeated"]) == (1, 0)
+    assert "is also that of row 0" in report["problems"][0]["what"]
+
+
 def write_beside(folder: Path, text: str) -> Path:
     (folder / "a.json").write_text(text)
     return folder

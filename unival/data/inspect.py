@@ -104,18 +104,18 @@ def inspect_rows(
     pool = Workers(lambda index, struck: look_at(source, index, struck, index in pictured, probe), workers, seconds, 16)
     lost: dict[str, str] = {}
     pool.on_loss = lost.__setitem__
-    found, kept, uids, media_ids = Inspection(), [], {}, {}
+    found, kept, uids = Inspection(), [], {}
     media: Counter[str] = Counter()
     for index, look in enumerate(pool.results(range(num_rows))):
         look.problem = lost.get(look.where, look.problem)
-        first, where = uids.setdefault(look.uid, (index, look.where)) if look.uid else (index, look.where)
+        own = index, look.where, look.media_id
+        first, where, media_id = uids.setdefault(look.uid, own) if look.uid else own
         if not look.problem and first != index:
-            if look.media_id and look.media_id == media_ids[first]:  # a question with a row for each of its answers
+            # In tables a question has a row for each of its answers.
+            if isinstance(source, TableRows) and look.media_id and look.media_id == media_id:
                 found.repeated += 1
             else:
                 look.problem = f"the uid {look.uid!r} is also that of row {first}, {where}"
-        if isinstance(source, TableRows):
-            media_ids[index] = look.media_id
         found.rows += 1
         found.good += not look.problem
         found.unlabelled += not look.problem and not look.is_labelled
