@@ -59,7 +59,7 @@ class InPlace(nn.Module):
     """In prediction on a CPU, write the result over the input.
 
     There a new large tensor costs ten times the arithmetic of a fixed batch norm. Only for norms whose input nobody
-    else reads, such as the output of a convolution; with a forward hook on any module around it somebody may.
+    else reads, such as the output of a convolution; with a forward hook on a module beside it somebody may.
     """
 
     eps: float
@@ -67,13 +67,13 @@ class InPlace(nn.Module):
     bias: Tensor
     running_mean: Tensor
     running_var: Tensor
-    around: list[nn.Module]
+    beside: list[nn.Module]
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` (B, C, ...)."""
         if self.training or is_watched() or x.device.type != "cpu" or x.dtype != self.weight.dtype:
             return super().forward(x)
-        if any(module._forward_hooks for module in self.around):
+        if any(module._forward_hooks for module in self.beside):
             return super().forward(x)
         scale = self.weight * torch.rsqrt(self.running_var + self.eps)
         shift = self.bias - self.running_mean * scale
@@ -100,8 +100,8 @@ def normalise_in_place(module: nn.Module) -> None:
         nn.BatchNorm3d: InPlaceBatchNorm3d,
         FrozenBatchNorm: InPlaceFrozenBatchNorm,
     }
-    around = list(module.modules())
-    for child in around:
+    inside = [(parent, child) for parent in module.modules() for child in parent.children()]
+    for parent, child in [(module, module), *inside]:
         if type(child) in kinds:
             child.__class__ = kinds[type(child)]  # the same module with another forward pass
-            vars(child)["around"] = around  # not as its sub-modules
+            vars(child)["beside"] = list(parent.modules())  # not as its sub-modules
