@@ -10,8 +10,7 @@ import typer
 from unival.codec.command import app as codec_app
 from unival.data.command import app as data_app
 from unival.errors import UserError, run_cli
-from unival.registry import is_own
-from unival.tasks import PREDICT_TASKS
+from unival.tasks import PREDICT_TASKS, check_predicted
 from unival.training.stop import ignored, interruptible
 
 app = typer.Typer(
@@ -38,7 +37,7 @@ def options(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere.")] = False,
 ) -> None:
-    """Unified image, video, audio and text model: train, evaluate, predict."""
+    """Take the options that stand before a command."""
 
 
 app.add_typer(codec_app, name="codec")
@@ -172,18 +171,15 @@ def predict(
 
     Example: unival predict vqa picture.png --text "what is left of the cat?"
     """
-    from unival.errors import did_you_mean
-
-    if task not in PREDICT_TASKS and not is_own(task):
-        fix = f"{did_you_mean(task, PREDICT_TASKS)}; or a Python file of your own"
-        raise UserError(f"unknown task {task!r}", fix=fix)
+    check_predicted(task)
     if draw is not None and task != "grounding":
         raise UserError(f"{task} has no boxes to draw", where="--draw", fix="leave it out; grounding draws its box")
+    from unival.data.media import files_of
+
+    paths = files_of(files)
     from unival.data.answers import read_answers
     from unival.memory import keep_freed_memory
-    from unival.predict import draw_box, drawing_paths, expand, pipeline
-
-    paths = expand(files)
+    from unival.predict import draw_box, drawing_paths, pipeline
 
     keep_freed_memory()
     allowed = None if candidates is None else read_answers(candidates)

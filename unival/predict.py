@@ -17,13 +17,14 @@ from unival.checkpoint import load_model as load
 from unival.config_problem import explain_validation
 from unival.data.bad_rows import decoding
 from unival.data.image import load_image
+from unival.data.media import files_of
 from unival.data.source import Source, open_source
-from unival.errors import UserError, did_you_mean
+from unival.errors import UserError
 from unival.evaluate import Evaluation, evaluate
 from unival.evaluation.answering import generate
 from unival.registry import is_own
 from unival.schema import SourceConfig
-from unival.tasks import PREDICT_TASKS
+from unival.tasks import PREDICT_TASKS, check_predicted
 from unival.tasks.base import get_task
 
 __all__ = ["Pipeline", "draw_box", "drawing_paths", "load", "pipeline"]
@@ -37,9 +38,7 @@ class Pipeline:
     """A task bound to a model. Call it with one medium or several; see `pipeline`."""
 
     def __init__(self, task: str, model: str | Path, num_beams: int, candidates: Sequence[str] | None = None) -> None:
-        if not (isinstance(task, str) and (task in PREDICT_TASKS or is_own(task))):
-            fix = f"{did_you_mean(task, PREDICT_TASKS)}; or a Python file of your own"
-            raise UserError(f"unknown task {task!r}", fix=fix)
+        check_predicted(task)
         if not isinstance(num_beams, int) or num_beams < 1:
             raise UserError(f"num_beams is {num_beams!r}", fix="give a whole number; 1 is greedy")
         name, modality = (task, get_task(task).modality) if is_own(task) else PREDICT_TASKS[task]
@@ -78,7 +77,7 @@ class Pipeline:
             UserError: If a medium is none or cannot be read, or the task needs a text and none is given.
         """
         if isinstance(media, str) and glob.has_magic(media) and not os.path.lexists(media):
-            media = expand([media])
+            media = files_of([media])
         is_one = isinstance(media, str | bytes | bytearray | memoryview) or not isinstance(media, Sequence)
         items = [media] if is_one else list(media)
         if text is not None and not self.takes_text:
@@ -119,7 +118,9 @@ class Pipeline:
     def _texts(self, text: Any, number: int) -> list[str]:
         """Return the text of each medium."""
         texts = list(text) if isinstance(text, list | tuple) else [text] * number
-        fix = f'give --text "..." (or text="...") with the {self.text_field}, or a list with one for each input'
+        fix = (
+            f'give --text "..." (or text="...") with the {self.text_field or "text"}, or a list with one for each input'
+        )
         if text is None or any(isinstance(each, str) and not each.strip() for each in texts):
             raise UserError(f"{self.name} needs a text", fix=fix)
         wrong = next((each for each in texts if not isinstance(each, str)), "")
@@ -165,24 +166,6 @@ def pipeline(
         'a red apple above a cat'
     """
     return Pipeline(task, model, num_beams, candidates)
-
-
-def expand(patterns: Sequence[str]) -> list[str]:
-    """Return the files that names and patterns lead to.
-
-    Raises:
-        UserError: One of them leads to none.
-    """
-    paths: list[str] = []
-    for pattern in patterns:
-        if os.path.exists(pattern):  # noqa: PTH110 (of a name that is too long, Path.exists raises)
-            paths.append(pattern)
-            continue
-        found = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else []  # noqa: PTH207 (patterns may be absolute)
-        if not found:
-            raise UserError(f"no such file: {pattern}", fix="check the path or the pattern")
-        paths += found
-    return paths
 
 
 def drawing_paths(pictures: Sequence[str], out: Path | None) -> list[Path]:

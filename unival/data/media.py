@@ -1,8 +1,10 @@
 """Open a media file from a path, a part of a file, bytes or a file object; its size is checked before decoding."""
 
 import binascii
+import glob
 import io
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,3 +156,21 @@ def _similar_name(path: Path) -> str | None:
         return "write paths with / instead of \\"
     hint = did_you_mean(path.name, [entry.name for entry in path.parent.iterdir() if entry.is_file()])
     return hint.split(" valid:")[0] if hint.startswith("did you mean") else None
+
+
+def files_of(patterns: Sequence[str]) -> list[str]:
+    """Return the files that names and patterns lead to.
+
+    Raises:
+        UserError: One of them leads to none.
+    """
+    paths: list[str] = []
+    for pattern in patterns:
+        if os.path.exists(pattern):  # noqa: PTH110 (of a name that is too long, Path.exists raises)
+            paths.append(pattern)
+            continue
+        found = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else []  # noqa: PTH207 (patterns may be absolute)
+        if not found:
+            raise UserError(f"no such file: {pattern}", fix="check the path or the pattern")
+        paths += found
+    return paths
