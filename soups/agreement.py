@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from soups.sources.config import CONFIG_NAME
 from soups.sources.lora import CONFIG_NAME as ADAPTER_CONFIG
 from soups.state import Checkpoint
 
+TOKENIZER_NAME = "tokenizer.json"
 MAX_NAMED = 6
 # Settings of a run or of a save, which change nothing of what the weights mean.
 HARMLESS = re.compile(
@@ -28,12 +30,13 @@ def disagreements(checkpoints: Sequence[Checkpoint]) -> list[str]:
     The result has those of one model, so that the others' weights may mean something else in it.
     """
     first, lines = checkpoints[0], []
+    config, words = _read(first.model_path / CONFIG_NAME), first.model_path / TOKENIZER_NAME
     for other in checkpoints[1:]:
         pair = f"{other.name} and {first.name}"
-        names = _differing(_read(other.model_path / CONFIG_NAME), _read(first.model_path / CONFIG_NAME))
+        names = _differing(_read(other.model_path / CONFIG_NAME), config)
         if names:
             lines.append(f"the configurations of {pair} differ in {_listed(names)}")
-        if _differing(_vocabulary(other.model_path), _vocabulary(first.model_path)):
+        if not _same_words(other.model_path / TOKENIZER_NAME, words):
             lines.append(f"the tokenizers of {pair} have other entries under the same ids")
         bases = [str(_read(c.path / ADAPTER_CONFIG).get("base_model_name_or_path") or "") for c in (other, first)]
         if all(bases) and bases[0].rstrip("/") != bases[1].rstrip("/"):
@@ -62,17 +65,27 @@ def _differing(one: Mapping[str, Any], two: Mapping[str, Any], prefix: str = "")
     return found
 
 
-def _vocabulary(folder: Path) -> dict[str, Any]:
-    """Return the entry of every id of a tokenizer, as text."""
-    data = _read(folder / "tokenizer.json")
-    model = data.get("model")
+def _same_words(one: Path, two: Path) -> bool:
+    """Say whether two tokenizers have the same entry under every id of both; a missing one differs from none.
+
+    Those of language models are megabytes, which are parsed only where the files are not the same.
+    """
+    with suppress(OSError):
+        if filecmp.cmp(one, two, shallow=False):
+            return True
+    entries, others = _vocabulary(one), _vocabulary(two)
+    return all(entries[number] == others[number] for number in entries.keys() & others.keys())
+
+
+def _vocabulary(path: Path) -> dict[int, str]:
+    """Return the entry of every id of a tokenizer."""
+    model = _read(path).get("model")
     entries = model.get("vocab") if isinstance(model, dict) else None
-    found: dict[str, Any] = {}
     if isinstance(entries, dict):
-        found = {str(number): text for text, number in entries.items()}
-    elif isinstance(entries, list):  # unigram: pairs of a text and its score
-        found = {str(number): str(entry[:1]) for number, entry in enumerate(entries)}
-    return found
+        return {number: text for text, number in entries.items()}
+    if isinstance(entries, list):  # unigram: pairs of a text and its score
+        return {number: str(entry[:1]) for number, entry in enumerate(entries)}
+    return {}
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -49,7 +49,7 @@ def _options(
         bool, typer.Option("--version", help="Print the version and stop.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Mix the weights of models fine-tuned from one initialisation; draw what the mixtures trade off."""
+    """Take the options that stand before a command."""
 
 
 for _name in COMMANDS:

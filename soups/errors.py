@@ -24,10 +24,10 @@ class UserError(ValueError):
         return "\n".join(lines)
 
 
-def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """Return the fix for an unknown name: the closest choice if there is one, and the choices."""
+def did_you_mean(name: str, choices: Iterable[str], most: int = MAX_LISTED) -> str:
+    """Return the fix for an unknown name: the closest choice if there is one, and at most so many choices."""
     known = sorted(choices)
     close = difflib.get_close_matches(name, known, n=1)
-    more = f", and {len(known) - MAX_LISTED} more" if len(known) > MAX_LISTED else ""
-    listed = ", ".join(known[:MAX_LISTED]) + more or "none"
+    more = f", and {len(known) - most} more" if len(known) > most else ""
+    listed = ", ".join(known[:most]) + more or "none"
     return f"did you mean {close[0]!r}? (choices: {listed})" if close else f"choices: {listed}"

@@ -176,6 +176,7 @@ def merge(recipe: Recipe, out_dir: Path, *, shard_bytes: int | None = None) -> d
         recipe = replace(recipe, given=_recomputed(recipe, out_dir.resolve()))
     infos = {name: action.info for name, action in recipe.actions.items()}
     check_space(out_dir, sum(info.num_bytes for info in infos.values()))
+    recipe.method.check_origin()
     tasks = _tasks(recipe)
     needs_torch, forks = any(task.needs_torch for task in tasks), can_fork()
     with ExitStack() as stack:
@@ -302,7 +303,7 @@ def plan(recipe: Recipe) -> dict[str, Any]:
         "bytes_read": num_read,
         "bytes_written": num_written,
         "bytes_memory": predicted_memory(tasks, num_cores(), forks=can_fork()),
-        "disagreements": disagreements([*recipe.inputs]),
+        "disagreements": disagreements(recipe.inputs),
         "seconds": round(predicted_seconds(tasks, num_read + num_written, num_cores()), 1),
     }
 

@@ -74,21 +74,27 @@ def draws(num_models: int, num_points: int, seed: int = 0) -> list[Point]:
     return [tuple(part / sum(row) for part in row) for row in parts]
 
 
-def explicit(lists: Iterable[Sequence[float]], num_models: int) -> list[Point]:
+def explicit(lists: Iterable[Sequence[float]], num_models: int, num_parts: int = 1) -> list[Point]:
     """Check points given by hand: one finite coefficient per model; duplicates are dropped, order kept.
+
+    Args:
+        lists: the points.
+        num_models: how many models are mixed.
+        num_parts: how often each point names a coefficient per model: once, and once more for each module.
 
     Raises:
         UserError: the number of coefficients is not the number of models, or one is not finite.
     """
+    fix = "give one weight per model, in the order of the models, such as 0.5,0.5"
+    if num_parts > 1:
+        fix = f"{num_models} for the model, then as many after a semicolon for each of {num_parts - 1} modules"
     points: dict[Point, None] = {}
     for weights in lists:
         listed = ",".join(f"{weight:g}" for weight in weights)
-        if len(weights) != num_models:
-            raise UserError(
-                f"{len(weights)} weight{'s' * (len(weights) != 1)} for {num_models} models: {listed}",
-                where="--weights",
-                fix="give one weight per model, in the order of the models, such as 0.5,0.5",
-            )
+        if len(weights) != num_models * num_parts:
+            count = f"{len(weights)} weight{'s' * (len(weights) != 1)}"
+            wanted = f" for {num_models} models" if num_parts == 1 else f", {num_models * num_parts} are needed"
+            raise UserError(f"{count}{wanted}: {listed}", where="--weights", fix=fix)
         if not all(isfinite(weight) for weight in weights):
             raise UserError(f"weights must be finite: {listed}", where="--weights", fix="give numbers")
         points[tuple(float(weight) + 0.0 for weight in weights)] = None  # + 0.0 turns -0.0 into 0.0

@@ -164,19 +164,14 @@ def _design(
     """Return the points asked for: with modules, every combination of those of the model and of each module."""
     from soups import points as designs
 
-    asked = {"--points": points, "--weights": weights, "--corners": corners, "--random": random}
-    asked = {"--range": limits, **asked} if limits is not None and points is None else asked
+    edges = {"--range" if points is None else "--points": points or limits}
+    asked = {**edges, "--weights": weights, "--corners": corners, "--random": random}
     given = [option for option, value in asked.items() if value]
     if len(given) > 1:
         raise UserError(f"{' and '.join(given)} exclude each other", fix="give one of them")
     if weights:
         lists = [options.numbers(text.replace(";", ",")) for text in weights]
-        wrong = next((each for each in lists if len(each) != num_models * num_parts), None)
-        if wrong is not None and num_parts > 1:
-            fix = f"{num_models} for the model, then as many after a semicolon for each of {num_parts - 1} modules"
-            what = f"{len(wrong)} weights, {num_models * num_parts} are needed"
-            raise UserError(what, where="--weights", fix=fix)
-        return designs.explicit(lists, num_models * num_parts)
+        return designs.explicit(lists, num_models, num_parts)
     if random:
         alone = [corner * num_parts for corner in designs.corners(num_models)]
         drawn = [designs.draws(num_models, random, seed + part) for part in range(num_parts)]

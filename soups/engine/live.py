@@ -39,6 +39,7 @@ class LiveSoup:
         infos = {name: action.info for name, action in within.actions.items()}
         check_live(infos, live, sweep.evaluator)
         read_digests(sweep.checkpoints)
+        sweep.method.check_origin()
         self._digests = [checkpoint.digest for checkpoint in sweep.checkpoints]
         self._live = {name: live[name] for name in infos}
         checkpoints = [*sweep.checkpoints, *([sweep.base] if sweep.base else [])]

@@ -7,14 +7,13 @@ any model. The kinds are those of rewarded soups (Rame et al. 2023, arXiv:2306.0
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from soups.errors import UserError
+from soups.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:  # the names of the kinds are part of --help, which must not wait for numpy
     from soups.figures.spec import Figure
@@ -89,9 +88,6 @@ def draw(kind: str, inputs: Inputs) -> Figure:
     """
     known = kind_names()
     if kind not in known:
-        close = difflib.get_close_matches(kind, known, n=1)
-        listed = f"choices: {', '.join(known)}"  # all of them, however many
-        fix = f"did you mean {close[0]!r}? ({listed})" if close else listed
-        raise UserError(f"unknown figure {kind!r}", where="KIND", fix=fix)
+        raise UserError(f"unknown figure {kind!r}", where="KIND", fix=did_you_mean(kind, known, len(known)))
     module = importlib.import_module(f"soups.figures.{ALIASES.get(kind, kind).replace('-', '_')}")
     return module.figure(inputs)

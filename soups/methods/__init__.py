@@ -166,7 +166,6 @@ class Method:
         if not self.extras:
             raise UserError(f"method {self.name!r} needs a {self.extra} per model", fix="give each model extra: DIR")
         for model, extra in self.extras:
-            _check_about(model, extra)
             found = {name: info for name, info in extra.infos.items() if name in infos and infos[name].is_float}
             lacking = [
                 n for n, info in infos.items() if info.is_float and (n not in found or found[n].shape != info.shape)
@@ -202,6 +201,24 @@ class Method:
             result = models[0].new_empty(models[0].shape, dtype=out.dtype)
             self._merge_pieces(result, models, weights, base, place)
             out.copy_(result)
+
+    def check_origin(self) -> None:
+        """Require further tensors to be of the weights of their model, where their file says of which they are.
+
+        Reads the digest of every model, so it is left to those who need that anyway.
+
+        Raises:
+            UserError: they are those of other weights.
+        """
+        for model, extra in self.extras:
+            for path in extra.weight_paths:
+                digest = None
+                with suppress(ValueError, AttributeError):  # it may say anything, or nothing
+                    digest = json.loads(metadata_of(path).get("soups", "")).get("sha256")
+                if isinstance(digest, str) and digest != model.digest:
+                    what = f"these are the statistics of other weights than {model.name!r}"
+                    fix = "give each model its own extra:, or run soups stats"
+                    raise UserError(what, where=str(extra.path), fix=fix)
 
     def merge_raw(self, out: Raw, models: Sequence[Raw], weights: Sequence[float], base: Raw | None = None) -> None:
         """Write the merge of entries of one parameter into ``out``, as `merge_into` does, with numpy.
@@ -293,17 +310,6 @@ class Method:
         out = models[0].new_empty(models[0].shape)
         self.merge_into(out, models, weights, base, place)
         return out
-
-
-def _check_about(model: Checkpoint, extra: Checkpoint) -> None:
-    """Refuse statistics of other weights, where their file says of which they are."""
-    for path in extra.weight_paths:
-        digest = None
-        with suppress(ValueError, AttributeError):  # it may say anything, or nothing
-            digest = json.loads(metadata_of(path).get("soups", "")).get("sha256")
-        if isinstance(digest, str) and digest != model.digest:
-            what = f"these are the statistics of other weights than {model.name!r}"
-            raise UserError(what, where=str(extra.path), fix="give each model its own extra:, or run soups stats")
 
 
 def _add_up(out: torch.Tensor, models: Sequence[torch.Tensor], weights: Sequence[float]) -> None:

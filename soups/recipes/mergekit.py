@@ -31,9 +31,11 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 PARAMS = {"density": "density", "gamma": "outliers", "epsilon": "spread", "lambda": "scale"}
 SCALE = {"epsilon": 2.0}  # half the width of the interval there, the width here
 KNOWN_KEYS = {"merge_method", "models", "slices", "base_model", "parameters", "dtype", "out_dtype"}
-TYPES: dict[str, Any] = {"models": list, "slices": list, "merge_method": str, "base_model": str, "parameters": Mapping}
-TYPES |= {"dtype": str, "out_dtype": str}
-NAMES = {list: "a list", str: "a text"}
+TYPES: dict[str, tuple[Any, str]] = {
+    **dict.fromkeys(("models", "slices"), (list, "a list")),
+    **dict.fromkeys(("merge_method", "base_model", "dtype", "out_dtype"), (str, "a text")),
+    "parameters": (Mapping, "a mapping"),
+}
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
 
 
@@ -77,13 +79,10 @@ def from_mergekit(data: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def _check_types(data: Mapping[str, Any], where: str) -> None:
     """Refuse what mergekit could not read either."""
-    for key, kind in TYPES.items():
+    for key, (kind, name) in TYPES.items():
         if data.get(key) is not None and not isinstance(data[key], kind):
-            what = f"{key} is {data[key]!r}, not {'a mapping' if kind is Mapping else NAMES[kind]}"
+            what = f"{key} is {data[key]!r}, not {name}"
             raise UserError(what, where=where, fix="see mergekit's own page on this key")
-    for part in data.get("slices") or []:
-        if not isinstance(part, Mapping) or not isinstance(part.get("sources") or [], list):
-            raise UserError(f"a slice is {part!r}", where=where, fix="slices: [{sources: [{model: PATH, ...}]}]")
 
 
 def _model(model: Any, where: str) -> tuple[str, dict[str, Any]]:

@@ -104,6 +104,8 @@ def without_slices(data: Mapping[str, Any], where: str) -> tuple[dict[str, Any],
         raise UserError("not shared with mergekit: layers that are put together anew", where=where, fix=whole)
     (one,) = slices
     sources = one.get("sources") or []
+    if not isinstance(sources, list):
+        raise UserError(f"sources is {sources!r}, not a list", where=where, fix=whole)
     ranges = {str(source.get("layer_range")) if isinstance(source, Mapping) else "" for source in sources}
     span = re.fullmatch(r"[\[(]0, (\d+)[\])]", ranges.pop() if len(ranges) == 1 else "")
     if span is None or set(one) - {"sources", "base_model", "parameters"}:

@@ -169,7 +169,7 @@ def resolve(
 def _require_shared(checkpoints: Sequence[Checkpoint]) -> None:
     """Refuse models without a common name: owners would put them side by side unmixed, common would leave nothing."""
     for one, other in permutations(checkpoints, 2):
-        if one.infos.keys() & other.infos.keys():
+        if not one.infos.keys().isdisjoint(other.infos):
             continue
         name = min(one.infos)
         prefix = next((found.removesuffix(name) for found in sorted(other.infos) if found.endswith(f".{name}")), "")
