@@ -155,8 +155,6 @@ def main(
         try:
             written = write_manifests(build(root, **given), root, out or above, missing, only)
         except (KeyError, TypeError, AttributeError, IndexError) as error:
-            if "--debug" in sys.argv:
-                raise
             what = f"an annotation file is not what is expected: {type(error).__name__}: {error}"
             fix = "are these the official files of this data set? --debug shows where"
             raise UserError(what, where=str(root), fix=fix) from error

@@ -79,7 +79,7 @@ class Batch:
 
 def pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
     """Right-pad lists of ids to one (B, longest) int64 tensor."""
-    longest = max((len(row) for row in rows), default=0)
+    longest = max(len(row) for row in rows)
     return torch.tensor([list(row) + [value] * (longest - len(row)) for row in rows], dtype=torch.long)
 
 

@@ -64,7 +64,7 @@ def rows_of_csv(
                     what = f"the row has {'more' if is_more else 'fewer'} cells than the header ({num_columns})"
                     fix = f"a text that holds {separator!r} stands in double quotes" if is_more else None
                     raise UserError(what, where, fix)
-                yield _row(cells, columns, path.parent, where, has_media)
+                yield _row(cells, columns, path.parent, where)
     except FileNotFoundError:
         raise UserError(f"no such file: {path}", fix="check the path") from None
     except UnicodeDecodeError as error:
@@ -210,9 +210,7 @@ def _columns(header: Iterable[str], given: Mapping[str, str], where: str, has_me
     return found
 
 
-def _row(
-    cells: Mapping[str, str], columns: Mapping[str, str], root: Path, where: str, has_media: bool
-) -> dict[str, Any]:
+def _row(cells: Mapping[str, str], columns: Mapping[str, str], root: Path, where: str) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for field, column in columns.items():
         cell = cells[column].strip()
@@ -228,9 +226,9 @@ def _row(
     if set(CORNERS) <= columns.keys():
         row["box"] = parse_text("box", ",".join(cells[columns[corner]] for corner in CORNERS), where)
     check_row(row, where)
-    medium = next((row[column] for column in MEDIA_COLUMNS if column in row), None)
-    if not has_media:
+    if not columns.keys() & {"medium", *MEDIA_COLUMNS}:  # texts alone
         return row
+    medium = next((row[column] for column in MEDIA_COLUMNS if column in row), None)
     if medium is None:
         raise UserError("the row names no medium", where=where)
     try:

@@ -72,9 +72,8 @@ def last_features(
     """Return decoder features (B, paths, D) at the last token of every prompt followed by every path."""
     sequences = [[*prompt, *path] for prompt in prompts for path in paths]
     assert encoded.last_hidden_state is not None
-    tokens = pad(sequences, model.config.pad_token_id).to(
-        encoded.last_hidden_state.device
-    )  # an offloaded model has none
+    device = encoded.last_hidden_state.device  # not the model's: accelerate may keep that elsewhere
+    tokens = pad(sequences, model.config.pad_token_id).to(device)
     features = model.decoder(tokens, encoded)  # every row of the encoder is read by its consecutive paths
     last = torch.tensor([len(sequence) - 1 for sequence in sequences], device=features.device)
     return features[torch.arange(len(last), device=features.device), last].unflatten(0, (len(prompts), -1))

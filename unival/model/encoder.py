@@ -27,6 +27,7 @@ MEDIA_INPUTS = {"image": "pixel_values", "video": "pixel_values_videos", "audio"
 
 # Arguments of other models of `transformers`, which this one cannot follow.
 IGNORED = ("tokenizer", "assistant_tokenizer")  # which `generate` hands on when it has used them
+NUM_AXES = {"image": 4, "video": 5, "audio": 2}
 UNSUPPORTED = ("inputs_embeds", "decoder_inputs_embeds", "task_ids")
 
 
@@ -69,9 +70,6 @@ class UnivalEncoderOutput(BaseModelOutput):
     last_hidden_state: Tensor | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
     attention_mask: Tensor | None = None
     position_embeddings: tuple[Tensor, ...] | None = None
-
-
-NUM_AXES = {"image": 4, "video": 5, "audio": 2}
 
 
 def check_media(modality: str, media: Tensor) -> None:
