@@ -27,12 +27,12 @@ from soups.engine.output import (
     plan_shards,
 )
 from soups.engine.processes import can_fork
-from soups.engine.stream import Read, Task, predicted_memory, predicted_seconds, stream
+from soups.engine.stream import NotFinite, Read, Task, predicted_memory, predicted_seconds, stream
 from soups.errors import UserError
 from soups.methods import Method
 from soups.points import explicit
 from soups.recipes.coefficients import Rule
-from soups.recipes.compute import compute_into, disagree, may_overflow, raw_of
+from soups.recipes.compute import compute_into, disagree, raw_of
 from soups.recipes.policies import Action, Policies, resolve
 from soups.sources.config import fit_config
 from soups.state import Checkpoint, Reader, files_without_digest, read_digests, record_digests
@@ -156,7 +156,7 @@ def check_names(checkpoints: Sequence[Checkpoint]) -> None:
         )
 
 
-def merge(recipe: Recipe, out_dir: Path, *, shard_bytes: int | None = None) -> dict[str, int]:
+def merge(recipe: Recipe, out_dir: Path, *, shard_bytes: int | None = None) -> NotFinite:
     """Write the merged checkpoint, its side files and its model card; the folder appears when complete.
 
     Args:
@@ -165,7 +165,7 @@ def merge(recipe: Recipe, out_dir: Path, *, shard_bytes: int | None = None) -> d
         shard_bytes: the largest size of a file of weights; one file by default.
 
     Returns:
-        By tensor, how many entries overflowed: they were made of finite ones, and the dtype cannot hold them.
+        The entries of the result that are not finite.
 
     Raises:
         UserError: something does not fit; headers, coefficients and the space on the disk are checked first.
@@ -190,14 +190,14 @@ def merge(recipe: Recipe, out_dir: Path, *, shard_bytes: int | None = None) -> d
             # The other digests are computed by those that merge, before: what the disk has read serves both.
             paths = files_without_digest(recipe.files)
             hashing = [partial(sha256, path) for path in paths]
-            digests, overflows = stream(tasks, readers, files, forks=forks, further=hashing)
+            digests, not_finite = stream(tasks, readers, files, forks=forks, further=hashing)
             record_digests(recipe.files, dict(zip(paths, digests, strict=True)))
             files.write_headers(shards(metadata=_metadata(recipe)))
         _write_side_files(recipe, folder)
         (folder / "README.md").write_text(model_card(recipe), encoding="utf-8")
         if recipe.text:
             (folder / RECIPE_NAME).write_text(recipe.text, encoding="utf-8")
-    return overflows
+    return not_finite
 
 
 def _write_side_files(recipe: Recipe, folder: Path) -> None:
@@ -277,7 +277,6 @@ def _task(recipe: Recipe, name: str) -> Task:
         compute,
         recipe.is_elementwise(source),
         None if source in recipe.given else raw_of(source, how, recipe.method, sources, base is not None),
-        source not in recipe.given and may_overflow(source, how, recipe.method, sources),
     )
 
 

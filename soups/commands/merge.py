@@ -87,6 +87,7 @@ def command(
 def _finish(recipe: Recipe, out: Path, shard_size: str | None, *, explain: bool, dry_run: bool, as_json: bool) -> None:
     """Explain, plan or carry out a recipe, and print it."""
     from soups.engine.output import check_free
+    from soups.engine.stream import NotFinite
     from soups.merge import merge, plan
 
     if explain:
@@ -99,8 +100,9 @@ def _finish(recipe: Recipe, out: Path, shard_size: str | None, *, explain: bool,
     shard_bytes = None if shard_size is None else options.num_bytes(shard_size, "--shard-size")
     summary = plan(recipe)
     check_free(out)
-    overflows = {} if dry_run else merge(recipe, out, shard_bytes=shard_bytes)
-    summary |= {"overflows": overflows, "out": str(out), "written": not dry_run}
+    not_finite = NotFinite({}, {}) if dry_run else merge(recipe, out, shard_bytes=shard_bytes)
+    summary |= {"overflows": not_finite.overflows, "not_finite_before": not_finite.before}
+    summary |= {"out": str(out), "written": not dry_run}
     show(summary, _lines(summary), as_json)
 
 
@@ -148,17 +150,30 @@ def _lines(summary: dict[str, Any]) -> list[str]:
     seconds = f"{summary['seconds']:.0f} s" if summary["seconds"] >= 1 else "under 1 s"
     statistics = len(summary["mixed_statistics"])
     note = f"note: {statistics} batch-norm statistics are mixed too, and fit no mixture; see batch_norm in recipes"
-    overflows = summary["overflows"]
-    warning = (
-        f"warning: {sum(overflows.values())} entries overflowed, in {len(overflows)} tensors such as "
-        f"{next(iter(overflows), '')}: {dtypes} cannot hold them; give a wider --dtype, such as float32"
-    )
     return [
         f"{summary['method']}: {spell(summary['coefficients'])}",
         f"{tensors}, {count:,} parameters, {dtypes}, {size / 1e6:.1f} MB",
         f"predicted: {summary['bytes_memory'] / 1e6:.0f} MB of memory, {seconds} from a cold disk",
         *([note] if statistics else []),
         *(f"warning: {line}" for line in summary["disagreements"]),
-        *([warning] if overflows else []),
+        *_not_finite(summary),
         f"{done} {summary['out']}",
     ]
+
+
+def _not_finite(summary: dict[str, Any]) -> list[str]:
+    """Warn of entries that are infinite or no numbers, by what made them so."""
+
+    def counted(found: dict[str, int]) -> str:
+        others = f", and of {len(found) - 1} more" if len(found) > 1 else ""
+        return f"{(num := sum(found.values())):,} {'entries' if num > 1 else 'entry'} of {next(iter(found))}{others}"
+
+    warnings = [
+        f"warning: infinite or not a number in {model} already, and so in the result: {counted(found)}"
+        for model, found in summary["not_finite_before"].items()
+    ]
+    if overflows := summary["overflows"]:
+        dtypes = ", ".join(summary["dtypes"])
+        fix = "give a wider --dtype, such as float32"
+        warnings.append(f"warning: overflowed: {counted(overflows)}; {dtypes} cannot hold them: {fix}")
+    return warnings

@@ -97,7 +97,9 @@ def add_up(out: Raw, inputs: Sequence[Raw], weights: Sequence[float]) -> None:
 
 
 def num_not_finite(data: NDArray[np.uint8], dtype: str) -> int:
-    """Return how many entries are infinite or no numbers."""
+    """Return how many entries are infinite or no numbers; of dtypes that cannot be widened here, none."""
+    if dtype not in DTYPES:
+        return 0
     if dtype in EXPONENTS:  # numpy knows no BF16, and isfinite takes ten times as long for F16
         bits = EXPONENTS[dtype]
         return int(np.count_nonzero((data.view(np.uint16) & bits) == bits))

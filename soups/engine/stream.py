@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
 Found = TypeVar("Found")
 Read = Callable[[Checkpoint, str], "torch.Tensor"]  # from a checkpoint and a name to the tensor or a piece of it
+Made = tuple[memoryview, int, Mapping[str, int]]  # bytes; entries that are not finite; those of the models, by name
 
 PIECE_ELEMENTS = 1 << 18  # 1 MB in float32: large enough for the disk, small enough for the cache
 JOB_PIECES = 4  # pieces that are handed out together
@@ -47,7 +47,6 @@ class Task:
         by_pieces: whether ``compute`` may be given flat pieces, in any order, instead of whole tensors.
         raw: does without torch what ``compute`` does, if that is possible: writes into its first argument from the
             entries of the sources, in their order.
-        may_overflow: whether finite entries may give infinite ones, which are then counted.
     """
 
     name: str
@@ -56,7 +55,6 @@ class Task:
     compute: Callable[[torch.Tensor, Read], None]
     by_pieces: bool
     raw: Callable[[Raw, Sequence[Raw]], None] | None = None
-    may_overflow: bool = False
 
     @property
     def needs_torch(self) -> bool:
@@ -86,6 +84,28 @@ class Task:
         return str(checkpoint.infos[name].path), checkpoint.infos[name].offset
 
 
+@dataclass(frozen=True)
+class NotFinite:
+    """Infinities and NaNs in a result: a model that diverged, or a dtype that cannot hold what was added up.
+
+    Attributes:
+        overflows: by tensor, the number of entries that were made of finite ones.
+        before: by model and tensor, the number of entries that it has already, and that went into the result.
+    """
+
+    overflows: dict[str, int]
+    before: dict[str, dict[str, int]]
+
+    def add(self, other: NotFinite) -> None:
+        """Count further entries."""
+        for counts, more in (
+            (self.overflows, other.overflows),
+            *((self.before.setdefault(model, {}), more) for model, more in other.before.items()),
+        ):
+            for name, num in more.items():
+                counts[name] = counts.get(name, 0) + num
+
+
 def predicted_memory(tasks: Sequence[Task], num_threads: int, *, forks: bool = False) -> int:
     """Return the peak of anonymous memory in bytes that `stream` will need, Python and torch included."""
     largest = max((task.num_bytes for task in tasks), default=0)
@@ -108,7 +128,7 @@ def stream(
     *,
     forks: bool = False,
     further: Sequence[Callable[[], Found]] = (),
-) -> tuple[list[Found], dict[str, int]]:
+) -> tuple[list[Found], NotFinite]:
     """Compute every task and write the result at its place.
 
     Args:
@@ -119,7 +139,7 @@ def stream(
         further: work for the same threads or processes; it is started first.
 
     Returns:
-        What the further work returned; and by tensor, the number of entries that were made of finite ones and are not.
+        What the further work returned; and the entries of the result that are not finite.
     """
     import soups.engine.arrays  # noqa: F401 - numpy, before the jobs start
 
@@ -131,11 +151,11 @@ def stream(
     else:
         files.start_syncing()
         known = run_jobs(jobs, num_cores(), BUDGET_BYTES)
-    overflows: Counter[str] = Counter()
+    found = NotFinite({}, {})
     for index in sorted(known):
         if index >= len(further):
-            overflows.update(cast(dict[str, int], known[index]))
-    return [cast(Found, known[index]) for index in range(len(further))], dict(overflows)
+            found.add(cast(NotFinite, known[index]))
+    return [cast(Found, known[index]) for index in range(len(further))], found
 
 
 def _jobs(tasks: Sequence[Task], readers: Mapping[Checkpoint, Reader], files: WeightFiles) -> Iterator[Job]:
@@ -148,19 +168,22 @@ def _jobs(tasks: Sequence[Task], readers: Mapping[Checkpoint, Reader], files: We
 
 def _run(
     task: Task, start: int, stop: int, readers: Mapping[Checkpoint, Reader], files: WeightFiles
-) -> dict[str, int] | None:
-    """Make some entries of a tensor, piece by piece; return how many overflowed, by its name, if any did."""
+) -> NotFinite | None:
+    """Make some entries of a tensor, piece by piece; return which are not finite, if any are."""
     step = PIECE_ELEMENTS if task.is_cut else max(stop - start, 1)
     make = _with_torch if task.needs_torch else _with_arrays
-    overflowed = 0
+    found = NotFinite({}, {})
     for first in range(start, max(stop, start + 1), step):
-        data, count = make(task, first, min(first + step, stop), readers)
+        data, num_wrong, num_before = make(task, first, min(first + step, stop), readers)
         files.write(task.name, first * ITEM_BYTES[task.info.dtype], data)
-        overflowed += count
-    return {task.name: overflowed} if overflowed else None
+        if any(num_before.values()):
+            found.add(NotFinite({}, {model: {task.name: num} for model, num in num_before.items() if num}))
+        elif num_wrong:
+            found.add(NotFinite({task.name: num_wrong}, {}))
+    return found if found.overflows or found.before else None
 
 
-def _with_arrays(task: Task, start: int, stop: int, readers: Mapping[Checkpoint, Reader]) -> tuple[memoryview, int]:
+def _with_arrays(task: Task, start: int, stop: int, readers: Mapping[Checkpoint, Reader]) -> Made:
     from soups.engine.arrays import Raw, num_not_finite, reused
 
     def entries(slot: int, dtype: str) -> Raw:
@@ -173,23 +196,25 @@ def _with_arrays(task: Task, start: int, stop: int, readers: Mapping[Checkpoint,
     out = entries(len(inputs), task.info.dtype)
     assert task.raw is not None
     task.raw(out, inputs)
-    overflowed = num_not_finite(out.data, out.dtype) if task.may_overflow else 0
-    if overflowed and any(num_not_finite(part.data, part.dtype) for part in inputs):
-        overflowed = 0  # it was there before
-    return out.data.data, overflowed
+    num_wrong = num_not_finite(out.data, out.dtype) if task.info.is_float else 0
+    num_before: dict[str, int] = {}
+    if num_wrong:
+        named = zip((checkpoint.name for checkpoint, _ in task.sources), inputs, strict=True)
+        num_before = {name: num_not_finite(part.data, part.dtype) for name, part in named}
+    return out.data.data, num_wrong, num_before
 
 
-def _with_torch(task: Task, start: int, stop: int, readers: Mapping[Checkpoint, Reader]) -> tuple[memoryview, int]:
+def _with_torch(task: Task, start: int, stop: int, readers: Mapping[Checkpoint, Reader]) -> Made:
     import torch
 
     from soups.engine.arrays import reused
 
     slots = count()
-    inputs: list[torch.Tensor] = []
+    inputs: dict[str, torch.Tensor] = {}
 
     def read(checkpoint: Checkpoint, name: str) -> torch.Tensor:
-        inputs.append(entries(checkpoint, name))
-        return inputs[-1]
+        inputs[checkpoint.name] = entries(checkpoint, name)
+        return inputs[checkpoint.name]
 
     def entries(checkpoint: Checkpoint, name: str) -> torch.Tensor:
         if not task.is_cut:
@@ -200,10 +225,9 @@ def _with_torch(task: Task, start: int, stop: int, readers: Mapping[Checkpoint, 
     shape = (stop - start,) if task.is_cut else task.info.shape
     out = torch.empty(shape, dtype=getattr(torch, DTYPES[task.info.dtype][0]))
     task.compute(out, read)
-    overflowed = _num_not_finite(out) if task.may_overflow else 0
-    if overflowed and any(map(_num_not_finite, inputs)):
-        overflowed = 0  # it was there before
-    return out.view(-1).view(torch.uint8).numpy().data, overflowed
+    num_wrong = _num_not_finite(out) if task.info.is_float else 0
+    num_before = {name: _num_not_finite(tensor) for name, tensor in inputs.items()} if num_wrong else {}
+    return out.view(-1).view(torch.uint8).numpy().data, num_wrong, num_before
 
 
 def _num_not_finite(tensor: torch.Tensor) -> int:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from soups.errors import UserError
 from soups.methods import Place, get_method
-from soups.methods._weights import SUM_TOLERANCE
 from soups.recipes.policies import Action, Part
 from soups.sources.info import DTYPES
 from soups.state import Checkpoint
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from soups.engine.arrays import Raw
     from soups.methods import Method
 
-RANGES = ("F8_E4M3", "F8_E5M2", "F16", "BF16", "F32", "F64")  # from the smallest largest number to the largest
 WIDE_DTYPES = {"F64", "F32", "F16", "BF16"}  # those of soups.engine.arrays, which is not imported before it is needed
 
 
@@ -67,25 +65,6 @@ def compute_into(
             base = read_base(name)[rows] if read_base is not None and part.has_base else None
             place = Place(name, [digests[part.models[place]] for place in order])
             method.merge_into(out[rows], models, weights, base, place)
-
-
-def may_overflow(name: str, action: Action, method: Method, models: Sequence[Checkpoint]) -> bool:
-    """Say whether finite entries may give infinite ones: means of numbers that the dtype can hold never do.
-
-    Args:
-        name: the tensor.
-        action: how it is made.
-        method: the method.
-        models: those that the action uses.
-    """
-    if not action.info.is_float:
-        return False
-    widest = max(RANGES.index(model.infos[name].dtype) for model in models)
-    is_mean = action.how in ("copy", "linear") or method.name == "linear"
-    weights = [part.weights for part in action.parts]
-    is_convex = all(min(row) >= 0 and sum(row) <= 1 + SUM_TOLERANCE for row in weights)
-    is_updated = any(name in model.updates for model in models)  # by an adapter, beyond what is stored
-    return not is_mean or not is_convex or is_updated or widest > RANGES.index(action.info.dtype)
 
 
 def raw_of(

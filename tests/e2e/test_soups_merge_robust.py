@@ -434,6 +434,9 @@ def test_truncated_files_are_refused_before_a_byte_is_written(tmp_path, cut, mod
     assert names_in(tmp_path) == ["m0", "m1"]
 
 
+INFINITE, NAN = float("inf"), float("nan")
+
+
 def save_pair(folder: Path, dtype: torch.dtype, **names: tuple[list[float], list[float]]) -> list[Path]:
     for index in range(2):
         stored = {name: torch.tensor(values[index], dtype=dtype) for name, values in names.items()}
@@ -441,23 +444,29 @@ def save_pair(folder: Path, dtype: torch.dtype, **names: tuple[list[float], list
     return [folder / "n0.safetensors", folder / "n1.safetensors"]
 
 
-OVERFLOWS = {
-    "stored": (torch.float32, {"w": ([1e6, 1.0, -7e4], [1e6, 2.0, -8e4])}, ["--dtype", "float16"], {"w": 2}),
-    "was there": (torch.float32, {"w": ([float("inf"), 1e6], [1.0, 1e6])}, ["--dtype", "float16"], {}),
-    "not finite": (torch.float16, {"w": ([float("nan"), 1.0], [1.0, 1.0])}, ["--method", "slerp"], {}),
-    "held": (torch.float32, {"w": ([1e6, 1.0], [1e6, 2.0])}, ["--dtype", "bfloat16"], {}),
-    "sum": (torch.float16, {"w": ([4e4, 1.0], [4e4, 2.0])}, ["--extrapolate", "--weights", "1,1"], {"w": 1}),
-    "whole tensor": (torch.float16, {"v": ([6e4, -6e4], [6e4, -5e4])}, ["TIES"], {"v": 2}),
-    "float8": (torch.float8_e4m3fn, {"w": ([300, 1], [300, 2])}, ["--extrapolate", "--weights", "1,1"], {"w": 1}),
-    "bfloat16": (torch.bfloat16, {"w": ([3e38], [3e38])}, ["--extrapolate", "--weights", "1,1"], {"w": 1}),
+# dtype, the entries of two models, flags; entries that overflow; those that a model has already, by its name
+NOT_FINITE = {
+    "stored": (torch.float32, {"w": ([1e6, 1.0, -7e4], [1e6, 2.0, -8e4])}, ["--dtype", "float16"], {"w": 2}, {}),
+    "infinite": (torch.float32, {"w": ([INFINITE, 1e6], [1.0, 1e6])}, ["--dtype", "float16"], {}, {"n0": {"w": 1}}),
+    "nan": (torch.float32, {"v": ([1.0], [1.0]), "w": ([1.0, 2.0], [NAN, NAN])}, [], {}, {"n1": {"w": 2}}),
+    "in both": (torch.bfloat16, {"w": ([NAN, 2.0], [NAN, 1.0])}, [], {}, {"n0": {"w": 1}, "n1": {"w": 1}}),
+    "without weight": (torch.float32, {"w": ([NAN, 2.0], [3.0, 1.0])}, ["--weights", "0,1"], {}, {}),
+    "copied": (torch.float32, {"w": ([NAN, 2.0], [3.0, 1.0])}, ["--weights", "1,0"], {}, {"n0": {"w": 1}}),
+    "copied float8": (torch.float8_e4m3fn, {"w": ([2, 1], [300, 2])}, ["--weights", "1,0"], {}, {}),
+    "slerp": (torch.float16, {"w": ([NAN, 1.0], [1.0, 1.0])}, ["--method", "slerp"], {}, {"n0": {"w": 1}}),
+    "held": (torch.float32, {"w": ([1e6, 1.0], [1e6, 2.0])}, ["--dtype", "bfloat16"], {}, {}),
+    "sum": (torch.float16, {"w": ([4e4, 1.0], [4e4, 2.0])}, ["--extrapolate", "--weights", "1,1"], {"w": 1}, {}),
+    "whole tensor": (torch.float16, {"v": ([6e4, -6e4], [6e4, -5e4])}, ["TIES"], {"v": 2}, {}),
+    "float8": (torch.float8_e4m3fn, {"w": ([300, 1], [300, 2])}, ["--extrapolate", "--weights", "1,1"], {"w": 1}, {}),
+    "bfloat16": (torch.bfloat16, {"w": ([3e38], [3e38])}, ["--extrapolate", "--weights", "1,1"], {"w": 1}, {}),
 }
 TIES = ["--method", "ties", "--weights", "1,2", "--param", "normalize=false", "--param", "density=1.0"]
 
 
 @pytest.mark.parametrize("threads", ["1", "2"])
-@pytest.mark.parametrize("case", OVERFLOWS)
-def test_entries_that_the_dtype_cannot_hold_are_counted(tmp_path, monkeypatch, case, threads):
-    dtype, names, flags, expected = OVERFLOWS[case]
+@pytest.mark.parametrize("case", NOT_FINITE)
+def test_entries_that_are_not_finite_are_counted_by_what_made_them(tmp_path, monkeypatch, case, threads):
+    dtype, names, flags, overflows, before = NOT_FINITE[case]
     paths = save_pair(tmp_path, dtype, **names)
     if flags == ["TIES"]:
         save_file({name: torch.zeros(2, dtype=dtype) for name in names}, tmp_path / "base.safetensors")
@@ -468,9 +477,10 @@ def test_entries_that_the_dtype_cannot_hold_are_counted(tmp_path, monkeypatch, c
         done = CliRunner().invoke(app, words)
         assert done.exit_code == 0, done.output
         if as_json:
-            assert json.loads(done.stdout)["overflows"] == expected
+            assert json.loads(done.stdout)["overflows"] == overflows
+            assert json.loads(done.stdout)["not_finite_before"] == before
         else:
-            assert ("warning: " in done.stdout) == bool(expected)
+            assert done.stdout.count("warning: ") == len(before) + bool(overflows)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="copies of a process are made on Linux only")
