@@ -56,8 +56,10 @@ def resolve_model_dir(path: str | Path) -> Path:
     return folder
 
 
-def load_model(path: str | Path) -> tuple[UnivalForConditionalGeneration, UnivalProcessor]:
-    """Load model (float32, evaluation mode) and processor from a folder or a built-in name.
+def load_model(
+    path: str | Path, device: str | torch.device = "cpu"
+) -> tuple[UnivalForConditionalGeneration, UnivalProcessor]:
+    """Load model (float32, evaluation mode) and processor from a folder or a built-in name, the model onto a device.
 
     Raises:
         UserError: If the folder is not a complete UnIVAL model.
@@ -90,7 +92,7 @@ def load_model(path: str | Path) -> tuple[UnivalForConditionalGeneration, Unival
             fix = f"config.json describes another model than the weights: {COPY_AGAIN}"
             raise UserError(f"{len(names)} {kind.replace('_', ' ')}: {listed}", where=str(folder), fix=fix)
     processor.max_tokens = model.config.max_text_positions
-    return model.eval(), processor
+    return model.eval().to(device), processor  # pyright: ignore[reportReturnType, reportArgumentType]
 
 
 def read_config(folder: Path) -> UnivalConfig:

@@ -10,6 +10,7 @@ import typer
 from unival.codec.command import app as codec_app
 from unival.data.command import app as data_app
 from unival.errors import UserError, run_cli
+from unival.options import DeviceOption, JsonOption
 from unival.tasks import PREDICT_TASKS, check_predicted
 from unival.training.stop import ignored, interruptible
 
@@ -42,7 +43,6 @@ def options(
 
 app.add_typer(codec_app, name="codec")
 app.add_typer(data_app, name="data")
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 ModelOption = Annotated[str, typer.Option("--model", help="Model folder, or the name of a built-in model.")]
 
 
@@ -119,7 +119,7 @@ def evaluate(
         "runs/evaluation"
     ),
     only: Annotated[list[str] | None, typer.Option("--only", help="Names of the evaluations to run.")] = None,
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="auto: a GPU if any.")] = "auto",
+    device: DeviceOption = "auto",
     precision: Annotated[Literal["fp32", "bf16"], typer.Option("--precision", help="Of the computation.")] = "fp32",
     as_json: JsonOption = False,
 ) -> None:
@@ -165,6 +165,7 @@ def predict(
         Path | None, typer.Option("--candidates", help="File with the only answers allowed, one per line.")
     ] = None,
     draw: Annotated[Path | None, typer.Option("--draw", help="Grounding: write the picture with its box here.")] = None,
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Describe, answer, find.
@@ -183,7 +184,7 @@ def predict(
 
     keep_freed_memory()
     allowed = None if candidates is None else read_answers(candidates)
-    run = pipeline(task, model=model, num_beams=beams, candidates=allowed)
+    run = pipeline(task, model=model, num_beams=beams, candidates=allowed, device=device)
     drawings = drawing_paths(paths, draw) if run.draws_boxes else []
     results = run(paths, text=text)
     failure = None
@@ -282,6 +283,7 @@ def draw(
     judge: Annotated[str | None, typer.Option("--judge", help="Model that describes pictures and chooses one.")] = None,
     topk: Annotated[int, typer.Option("--topk", min=1, help="Draw among so many codes.")] = 256,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Draw a picture from a caption.
@@ -295,7 +297,7 @@ def draw(
 
     keep_freed_memory()
     check_out(str(out), "--out")
-    pictures = draw_pictures(captions, model, codec, samples, topk, seed=seed, judge=judge)
+    pictures = draw_pictures(captions, model, codec, samples, topk, seed=seed, judge=judge, device=device)
     pairs = zip(captions, pictures, strict=True)
     rows = [
         {"caption": caption, "picture": str(write_picture(out, number, caption, picture))}

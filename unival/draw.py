@@ -8,6 +8,7 @@ import torch
 
 from unival.checkpoint import load_model, resolve_model_dir
 from unival.codec.base import load_codec, to_grid, to_picture
+from unival.device import find_device
 from unival.errors import UserError
 from unival.evaluation.answering import hypotheses
 from unival.log import track
@@ -27,6 +28,7 @@ def draw(
     temperature: float = 1.0,
     seed: int = 0,
     judge: str | Path | None = None,
+    device: str = "auto",
 ) -> list[np.ndarray]:
     """Draw a picture for each caption.
 
@@ -40,6 +42,7 @@ def draw(
         temperature: Divides the logits.
         seed: Caption i is drawn with `seed + i`.
         judge: A model that describes pictures; the drawing to which it gives the caption most probably is returned.
+        device: Where to compute; `auto` is a GPU when there is one.
 
     Returns:
         Pictures, uint8 (H, W, 3).
@@ -50,9 +53,10 @@ def draw(
     empty = next((index for index, caption in enumerate(captions) if not caption.strip()), None)
     if empty is not None:
         raise UserError(f"caption {empty} is empty", fix="say what to draw")
-    network = load_codec(codec or codec_of(model))
-    loaded, processor = load_model(model)
-    reader = None if judge is None else load_model(judge)
+    place = find_device(device)
+    network = load_codec(codec or codec_of(model), place)
+    loaded, processor = load_model(model, place)
+    reader = None if judge is None else load_model(judge, place)
     if reader is not None and reader[0].config.image_encoder is None:
         fix = "give a model that describes pictures, for example unival-tiny"
         raise UserError("the judge cannot read pictures: it has no image encoder", where=str(judge), fix=fix)
@@ -79,8 +83,8 @@ def caption_scores(
     """Return the log-probabilities (pictures,) that a model which describes pictures gives to a caption of each."""
     task = get_task("caption", {})
     examples = [task.example({"uid": str(i), "image": picture}) for i, picture in enumerate(pictures)]
-    inputs = processor.collate(examples).inputs
-    ids = torch.tensor(processor.encode([caption])).expand(len(pictures), -1)
+    inputs = {name: tensor.to(model.device) for name, tensor in processor.collate(examples).inputs.items()}
+    ids = torch.tensor(processor.encode([caption]), device=model.device).expand(len(pictures), -1)
     log_probs = model(**inputs, decoder_input_ids=ids[:, :-1]).logits.log_softmax(-1)
     return log_probs.gather(-1, ids[:, 1:, None]).sum((1, 2))
 

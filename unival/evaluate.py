@@ -16,6 +16,7 @@ import torch
 from unival.atomic import replacing, write_json
 from unival.checkpoint import load_model
 from unival.data.source import Source, open_source, row_name
+from unival.device import find_device
 from unival.errors import UserError, did_you_mean
 from unival.evaluation.answering import closed_set, code_options, fixed_draws, generate, hypotheses, search_options
 from unival.evaluation.checks import check_suite
@@ -353,6 +354,7 @@ def soup_evaluator(
     split: str = "test",
     limit: int = 200,
     batch_size: int = 100,
+    device: str = "auto",
 ) -> SoupEvaluator:
     """Build the evaluator of `soups sweep ... --evaluator unival.evaluate:soup_evaluator --arg task=vqa`.
 
@@ -365,8 +367,9 @@ def soup_evaluator(
         concepts: `all` of the embedded world's concepts, or the `cast` of its clips.
         split, limit: Rows of the embedded world, `limit` for each style.
         batch_size: Rows per forward pass.
+        device: Where to compute; `auto` is a GPU when there is one.
     """
-    model, processor = load_model(checkpoint)
+    model, processor = load_model(checkpoint, find_device(device))
     unit = get_task(task, {"modality": modality})
     chosen = [[style] for style in styles.split(",")] if styles else [None]
     sources = {}

@@ -19,6 +19,7 @@ from unival.data.bad_rows import decoding
 from unival.data.image import load_image
 from unival.data.media import files_of
 from unival.data.source import Source, open_source
+from unival.device import find_device
 from unival.errors import UserError
 from unival.evaluate import Evaluation, evaluate
 from unival.evaluation.answering import generate
@@ -37,14 +38,22 @@ BATCH_SIZE = 32
 class Pipeline:
     """A task bound to a model. Call it with one medium or several; see `pipeline`."""
 
-    def __init__(self, task: str, model: str | Path, num_beams: int, candidates: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        task: str,
+        model: str | Path,
+        num_beams: int,
+        candidates: Sequence[str] | None = None,
+        device: str = "auto",
+    ) -> None:
         check_predicted(task)
         if not isinstance(num_beams, int) or num_beams < 1:
             raise UserError(f"num_beams is {num_beams!r}", fix="give a whole number; 1 is greedy")
+        place = find_device(device)
         name, modality = (task, get_task(task).modality) if is_own(task) else PREDICT_TASKS[task]
         self.task_name = name
         self.name, self.num_beams = task, num_beams
-        self.model, self.processor = load(model)
+        self.model, self.processor = load(model, place)
         if modality != "text" and getattr(self.model.config, f"{modality}_encoder") is None:
             raise UserError(
                 f"the model cannot read {modality}: it has no {modality} encoder",
@@ -149,7 +158,11 @@ class Pipeline:
 
 
 def pipeline(
-    task: str, model: str | Path = "unival-tiny", num_beams: int = 1, candidates: Sequence[str] | None = None
+    task: str,
+    model: str | Path = "unival-tiny",
+    num_beams: int = 1,
+    candidates: Sequence[str] | None = None,
+    device: str = "auto",
 ) -> Pipeline:
     """Return a callable for a task: `caption`, `vqa`, `grounding`, `entailment`, `video-caption`, `audio-caption`, ...
 
@@ -158,6 +171,7 @@ def pipeline(
         model: A model folder, or the name of a built-in model.
         num_beams: Of the search; 1 is greedy.
         candidates: The only texts that may be predicted; by default any, for `entailment` no, yes and maybe.
+        device: Where to compute: `auto` is a GPU when there is one; or `cpu`, `cuda`, `cuda:1`.
 
     Example:
         >>> import unival
@@ -165,7 +179,7 @@ def pipeline(
         >>> describe("picture.png")["prediction"]  # doctest: +SKIP
         'a red apple above a cat'
     """
-    return Pipeline(task, model, num_beams, candidates)
+    return Pipeline(task, model, num_beams, candidates, device)
 
 
 def drawing_paths(pictures: Sequence[str], out: Path | None) -> list[Path]:

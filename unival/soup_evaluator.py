@@ -25,6 +25,7 @@ from torch import Tensor
 from unival.batch import Batch
 from unival.checkpoint import load_model
 from unival.data.source import open_source
+from unival.device import find_device
 from unival.errors import UserError, did_you_mean
 from unival.evaluation.answering import generate
 from unival.model.modeling import UnivalEncoderOutput, UnivalForConditionalGeneration
@@ -239,6 +240,7 @@ class Ensemble:
 @torch.no_grad()
 def log_likelihood(model: UnivalForConditionalGeneration, batch: Batch) -> list[float]:
     """Return the mean log-probability of the reference's tokens, `</s>` included, of each example."""
+    batch = batch.to(model.device)
     encoded = model.encoder(**batch.inputs)
     features = model.decoder(model.shift_right(batch.target), encoded)
     log_probs = model.decoder.output_projection(features).float().log_softmax(-1)
@@ -259,21 +261,22 @@ def decode(
 
     The last of `max_new_tokens` is `</s>`, as in the search of one model, and `<pad>` is all that is never written.
     """
-    config = models[0].config
+    config, device = models[0].config, models[0].device
+    inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
     last = min(max_new_tokens, config.max_text_positions) - 1  # `<s>` has a position as well
     encoded: list[UnivalEncoderOutput] = [model.encoder(**inputs) for model in models]
     rows = len(inputs["input_ids"])
-    tokens = torch.full((rows, 1), config.bos_token_id)
-    ended = torch.zeros(rows, dtype=torch.bool)
+    tokens = torch.full((rows, 1), config.bos_token_id, device=device)
+    ended = torch.zeros(rows, dtype=torch.bool, device=device)
     for step in range(last + 1):
-        total = torch.zeros(())
+        total = torch.zeros((), device=device)
         for model, states, weight in zip(models, encoded, weights, strict=True):
             features = model.decoder(tokens, states)
             total = total + weight * model.decoder.output_projection(features[:, -1]).float().log_softmax(-1)
         total[:, config.pad_token_id] = -torch.inf
         if step < min_new_tokens:
             total[:, config.eos_token_id] = -torch.inf
-        chosen = total.argmax(-1) if step < last else torch.full((rows,), config.eos_token_id)
+        chosen = total.argmax(-1) if step < last else torch.full((rows,), config.eos_token_id, device=device)
         chosen = chosen.masked_fill(ended, config.pad_token_id)
         tokens = torch.cat([tokens, chosen[:, None]], dim=1)
         ended = ended | chosen.eq(config.eos_token_id)
@@ -290,6 +293,7 @@ def evaluator(
     options: Mapping[str, Any] | None = None,
     limit: int = 100,
     batch_size: int = 100,
+    device: str = "auto",
 ) -> Evaluator:
     """Build the evaluator of a study, `evaluator: unival.soup_evaluator:evaluator`.
 
@@ -299,8 +303,9 @@ def evaluator(
         split, styles, limit: Rows of the embedded world; styles by default those of the trainings.
         options: Of the world's generators of pictures and clips, such as `{max_objects: 2}`.
         batch_size: Rows per forward pass.
+        device: Where to compute; `auto` is a GPU when there is one.
     """
-    model, processor = load_model(checkpoint)
+    model, processor = load_model(checkpoint, find_device(device))
     return Evaluator(model, processor, Parts(processor, parts, split, styles, options or {}, limit, batch_size))
 
 
@@ -312,9 +317,11 @@ def ensemble(
     options: Mapping[str, Any] | None = None,
     limit: int = 100,
     batch_size: int = 100,
+    device: str = "auto",
 ) -> Ensemble:
     """Build the ensemble of several models with the arguments of `evaluator`."""
-    loaded = [load_model(checkpoint) for checkpoint in checkpoints]
+    place = find_device(device)
+    loaded = [load_model(checkpoint, place) for checkpoint in checkpoints]
     processor = loaded[0][1]
     models = [model.eval() for model, _ in loaded]
     return Ensemble(models, processor, Parts(processor, parts, split, styles, options or {}, limit, batch_size))

@@ -318,6 +318,10 @@ def _rebuilt(name: str, call: Call, path: Path) -> _Stored:
     key, dtype, first = _storage(reference.value, repr(name))
     if kind == "tensor_v3":
         dtype = TORCH_DTYPES[call.args[6].full]
+    if any(call.args[7 if kind == "tensor_v3" else 6 :]):  # bits of torch, such as "negative"
+        raise UserError(
+            f"{name!r} is not what is stored, but its negative or conjugate", where=str(path), fix="save a clone()"
+        )
     numbers = (start, first, *shape, *strides)
     if len(shape) != len(strides) or len(shape) > MAX_AXES or any(type(n) is not int or n < 0 for n in numbers):
         raise PickleError(f"{name!r} has no possible shape")

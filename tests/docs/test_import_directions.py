@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parents[2]
 LEVELS: dict[str, list[set[str]]] = {
     "unival": [
         {"errors", "atomic", "yaml12", "config_problem", "config", "schema", "sections", "batch", "log", "memory"}
-        | {"registry", "evaluation.submission", "training.distributed", "training.random_state", "training.stop"},
+        | {"device", "options", "registry", "evaluation.submission"}
+        | {"training.distributed", "training.random_state", "training.stop"},
         {"pickles", "training", "evaluation", "planning", "tiny"},  # the last four: their empty packages
         {"data", "model", "metrics", "generate", "weights", "codec", "training.muon"},
         {

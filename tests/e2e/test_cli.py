@@ -48,7 +48,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def direct(task: str, num_beams: int = 1) -> Pipeline:
     """Return the pipeline of the same model without reading it again."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("unival.predict.load", lambda path: (tiny.model(), tiny.processor()))
+        patch.setattr("unival.predict.load", lambda path, device: (tiny.model(), tiny.processor()))
         return Pipeline(task, "", num_beams)
 
 

@@ -50,9 +50,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     rows = [{"uid": str(number), "captions": [f"{colour}"]} for number, colour in enumerate(COLOURS)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     model = ClipModel(Clip(), to_tensor, lambda texts: torch.tensor([json.loads(f"[{t[1:-1]}]") for t in texts]))
-    monkeypatch.setattr(module, "load_inception", lambda path: extract)
-    monkeypatch.setattr(module, "load_clip_folder", lambda path: model)
-    monkeypatch.setattr(module, "load_clip", lambda name, path: model)
+    monkeypatch.setattr(module, "load_inception", lambda path, device: extract)
+    monkeypatch.setattr(module, "load_clip_folder", lambda path, device: model)
+    monkeypatch.setattr(module, "load_clip", lambda name, path, device: model)
     return tmp_path
 
 

@@ -228,6 +228,9 @@ def test_averaged_weights_are_taken_when_asked_for(tmp_path: Path) -> None:
         assert sum(f"left out of what the file holds: {left_out}" in note for note in summary["notes"]) == 1
     for folder, state in (("raw", raw), ("ema", averaged)):
         assert torch.equal(load_file(tmp_path / folder / "model.safetensors")[EMBEDDING], state[EMBEDDING])
+    only = save(tmp_path / "z.pt", contents(raw, extra_state={"ema_fp32_params": averaged}))
+    convert(only, tmp_path / "fp32", is_ema=True)
+    assert torch.equal(load_file(tmp_path / "fp32" / "model.safetensors")[EMBEDDING], averaged[EMBEDDING])
     with pytest.raises(UserError, match="no averaged weights"):
         convert(save(tmp_path / "y.pt", contents(raw)), tmp_path / "no", is_ema=True)
     with pytest.raises(UserError, match="no averaged weights beside"):
@@ -469,7 +472,7 @@ def test_the_card_names_the_source_and_shows_nothing_that_a_file_says_unfiltered
     assert json.loads((tmp_path / "folder" / RECORD).read_text(encoding="utf-8"))["cfg"]["model"]["task"][0] == "<"
 
 
-def test_nothing_is_overwritten_or_left_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
     source = save(tmp_path / "x.pt", contents(state_of(build())))
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "mine").write_text("x", encoding="utf-8")
@@ -483,15 +486,21 @@ def test_nothing_is_overwritten_or_left_half_written(tmp_path: Path, monkeypatch
     with pytest.raises(UserError, match="not a regular file"):
         convert("/dev/null", tmp_path / "y")
 
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("unival.convert.folder.save_file", full)
-    monkeypatch.setattr("unival.convert.original.torch.save", full)
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files")
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    import resource
+
+    source = save(tmp_path / "x.pt", contents(state_of(build())))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     for destination, to in ((tmp_path / "y", "transformers"), (tmp_path / "y.pt", "fairseq")):
-        with pytest.raises(UserError, match=r"No space left.*bytes are needed"):
-            convert(source, destination, to=to)  # pyright: ignore[reportArgumentType]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "x.pt"]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+        try:
+            with pytest.raises(UserError, match=r"cannot write: .*File too large.* bytes are needed"):
+                convert(source, destination, to=to)  # pyright: ignore[reportArgumentType]
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]
 
 
 def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_an_evaluation_carries_options_of_its_search() -> None:
 
 
 def test_a_pipeline_can_be_told_what_may_be_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predict, "load", lambda path: (tiny.model(), tiny.processor()))
+    monkeypatch.setattr(predict, "load", lambda path, device: (tiny.model(), tiny.processor()))
     ask = predict.pipeline("vqa", Path("anywhere"), candidates=["blue cup", "yes"])
     answers = ask([tiny.picture(seed) for seed in range(3)], "what is left of the cat?")
     assert {answer["prediction"] for answer in answers} <= {"blue cup", "yes"}

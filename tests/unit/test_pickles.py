@@ -373,10 +373,11 @@ def test_containers_come_out_as_plain_values() -> None:
         "long": np.int64(-3),
         "bool": np.bool_(True),
         "path": Path("a/b"),
+        "absolute": Path("/a/b"),
         "size": torch.Size([2, 3]),
         "device": torch.device("cpu"),
     }
-    expected = value | {"path": "a/b", "size": (2, 3), "device": "cpu"}
+    expected = value | {"path": "a/b", "absolute": "/a/b", "size": (2, 3), "device": "cpu"}
     for protocol in (2, 3, 4):
         assert read_bytes(pickle.dumps(value, protocol)) == expected
 
@@ -399,11 +400,12 @@ def dict_config(monkeypatch: pytest.MonkeyPatch, content: dict[str, Any]) -> Any
     """Build what OmegaConf 2.1 pickles for a configuration: nodes with metadata, parents, type hints."""
     config = stand_in(monkeypatch, "omegaconf.dictconfig.DictConfig")
     sequence = stand_in(monkeypatch, "omegaconf.listconfig.ListConfig")
+    fixed = stand_in(monkeypatch, "omegaconf.tupleconfig.TupleConfig")  # since 2.4
     node = stand_in(monkeypatch, "omegaconf.nodes.AnyNode")
     metadata = stand_in(monkeypatch, "omegaconf.base.ContainerMetadata")
 
     def wrap(value: Any, parent: Any) -> Any:
-        made = {dict: config, list: sequence}.get(type(value), node)()
+        made = {dict: config, list: sequence, tuple: fixed}.get(type(value), node)()
         about = metadata()
         about.__dict__.update(
             ref_type=Optional[Any],  # noqa: UP045 - as in Python 3.7
@@ -415,7 +417,7 @@ def dict_config(monkeypatch: pytest.MonkeyPatch, content: dict[str, Any]) -> Any
         made.__dict__.update(_metadata=about, _parent=parent, _flags_cache=None)
         if isinstance(value, dict):
             made.__dict__["_content"] = {key: wrap(item, made) for key, item in value.items()}
-        elif isinstance(value, list):
+        elif isinstance(value, list | tuple):
             made.__dict__["_content"] = [wrap(item, made) for item in value]
         else:
             made.__dict__["_val"] = value
@@ -425,10 +427,12 @@ def dict_config(monkeypatch: pytest.MonkeyPatch, content: dict[str, Any]) -> Any
 
 
 def test_configurations_of_omegaconf_become_dictionaries(monkeypatch: pytest.MonkeyPatch) -> None:
-    content = {"model": {"arch": "unival_base", "lr": [1e-5, 2e-5], "path": None}, "task": {"num_bins": 1000}}
+    model = {"arch": "unival_base", "lr": [1e-5, 2e-5], "path": None, "betas": (0.9, 0.999)}
+    content: dict[str, Any] = {"model": model, "task": {"num_bins": 1000}}
     with monkeypatch.context() as patch:
         pickled = {protocol: pickle.dumps(dict_config(patch, content), protocol) for protocol in range(5)}
     assert "omegaconf.dictconfig" not in sys.modules
+    content["model"]["betas"] = [0.9, 0.999]
     for data in pickled.values():
         assert plain(read_bytes(data)) == content
     assert not any(name.startswith("omegaconf") for name in sys.modules)
@@ -610,3 +614,10 @@ def test_a_wrong_checksum_of_tensor_data_is_found(tmp_path: Path) -> None:
     assert isinstance(stored, StoredTensor)
     with pytest.raises(UserError, match="checksum"):
         stored.load()
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_numbers_that_are_not_those_stored_are_refused(tmp_path: Path, legacy: bool) -> None:
+    torch.save({"w": torch._neg_view(torch.ones(2))}, tmp_path / "x.pt", _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(UserError, match="its negative or conjugate"):
+        read_torch_file(tmp_path / "x.pt")

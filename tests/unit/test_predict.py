@@ -17,7 +17,7 @@ from unival.tasks.caption import without_punctuation
 
 @pytest.fixture(autouse=True)
 def tiny_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predict, "load", lambda path: (tiny.model(), tiny.processor()))
+    monkeypatch.setattr(predict, "load", lambda path, device: (tiny.model(), tiny.processor()))
 
 
 @pytest.fixture

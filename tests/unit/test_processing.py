@@ -133,7 +133,7 @@ def test_saving_and_loading_keep_everything(tmp_path: Path) -> None:
     loaded = UnivalProcessor.from_pretrained(tmp_path)
     for name in ("num_bins", "image_px", "video_px", "num_frames", "sample_rate", "audio_seconds"):
         assert getattr(loaded, name) == getattr(processor, name), name
-    texts = [*tiny.TEXTS, "", "naïve café ☃", "<bin_1> <bin_2>"]
+    texts = [*tiny.TEXTS, "", "naïve café ☃", "<bin_1> <bin_2>", "a </s> b"]
     assert loaded.encode(texts) == processor.encode(texts)
     ids = torch.tensor([processor.encode([text])[0] for text in ("a cat",)])
     assert loaded.decode(ids) == processor.decode(ids) == ["a cat"]

@@ -184,8 +184,9 @@ def test_bin_folders_single_and_sharded_read_as_one(tmp_path):
         ({"weight": WEIGHT, "epoch": 3}, "'epoch' is no tensor, but int"),
         ({"model": {"w": WEIGHT}, "state_dict": {"w": WEIGHT}}, "several weights in this file: model, state_dict"),
         ({"w": torch.empty(2, device="meta")}, "'w' is not a plain tensor"),
+        ({"w": torch._neg_view(WEIGHT)}, "'w' is not what is stored, but its negative"),
     ],
-    ids=["none", "list", "mixed", "two", "meta"],
+    ids=["none", "list", "mixed", "two", "meta", "negative"],
 )
 def test_files_without_one_set_of_weights_are_refused(tmp_path, value, match):
     torch.save(value, tmp_path / "x.pt")

@@ -21,7 +21,10 @@ from unival.errors import UserError
 
 
 class ImageCodec(Protocol):
-    """Pictures to codes and back. Shapes: B pictures, H x W pixels, h x w codes with h = H / patch."""
+    """Pictures to codes and back. Shapes: B pictures, H x W pixels, h x w codes with h = H / patch.
+
+    What is given may be on any device; what is returned is where the codec is.
+    """
 
     patch: int
     num_codes: int
@@ -35,8 +38,8 @@ class ImageCodec(Protocol):
         ...
 
 
-def load_codec(path: str | Path) -> ImageCodec:
-    """Open a codec: our folder with `codec.json`, or a checkpoint of taming-transformers.
+def load_codec(path: str | Path, device: torch.device | str = "cpu") -> ImageCodec:
+    """Open a codec on a device: our folder with `codec.json`, or a checkpoint of taming-transformers.
 
     Raises:
         UserError: If it is missing, unreadable or no VQGAN.
@@ -56,7 +59,7 @@ def load_codec(path: str | Path) -> ImageCodec:
             key = "".join(f"{part}: " for part in first["loc"])
             what = f"not the description of a codec: {key}{first['msg']}"
             raise UserError(what, where=str(described), fix="copy the codec's folder again") from None
-    return build_codec(config, state, str(path))
+    return build_codec(config, state, str(path)).to(device)
 
 
 def to_pixels(picture: Any, side: int) -> Tensor:

@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 import typer
 
 from unival.errors import UserError
+from unival.options import DeviceOption, JsonOption
 
 app = typer.Typer(help="Pictures as codes, for text-to-image.", no_args_is_help=True)
 CodecOption = Annotated[str, typer.Option("--codec", help="VQGAN checkpoint, or a folder of `codec train`.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
 @app.command()
@@ -19,6 +19,7 @@ def encode(
     out: Annotated[Path, typer.Argument(help="Manifest to write: the text fields and `codes`.")],
     codec: CodecOption,
     side: Annotated[int, typer.Option("--side", min=8, help="Pixels that pictures are squashed to.")] = 256,
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Write a manifest for text-to-image.
@@ -29,7 +30,7 @@ def encode(
     """
     from unival.codec.encode import encode_pictures
 
-    summary = encode_pictures(source, out, codec, side)
+    summary = encode_pictures(source, out, codec, side, device)
     print(json.dumps(summary) if as_json else f"{summary['rows']} pictures of {summary['codes']} codes: {out}")
 
 
@@ -38,6 +39,7 @@ def decode(
     predictions: Annotated[Path, typer.Argument(help="Predictions of text-to-image, or a manifest with `codes`.")],
     out: Annotated[Path, typer.Argument(help="Folder for one PNG file per row.")],
     codec: CodecOption,
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Draw what a model has written.
@@ -45,8 +47,9 @@ def decode(
     Example: unival codec decode runs/eval/predictions-pictures.jsonl pictures --codec vqgan/model.ckpt
     """
     from unival.codec.base import load_codec, to_grid, to_picture, write_picture
+    from unival.device import find_device
 
-    network, written = load_codec(codec), []
+    network, written = load_codec(codec, find_device(device)), []
     for number, row in enumerate(read_rows(predictions), start=1):
         codes = row.get("prediction", row.get("codes"))
         if not isinstance(codes, list) or not all(type(code) is int for code in codes):
@@ -66,6 +69,7 @@ def score(
     clip: Annotated[Path | None, typer.Option("--clip", help="Folder of transformers, or file of open_clip.")] = None,
     clip_name: Annotated[str | None, typer.Option("--clip-name", help="Architecture of that file.")] = None,
     captions: Annotated[Path | None, typer.Option("--captions", help="The file that was decoded, for CLIP.")] = None,
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Print FID, Inception Score and CLIP similarity, with networks from files that you have.
@@ -81,7 +85,7 @@ def score(
     from unival.codec.score import score_pictures
 
     rows = read_rows(captions) if captions is not None else []
-    report = score_pictures(pictures, inception, against, clip, clip_name, rows)
+    report = score_pictures(pictures, inception, against, clip, clip_name, rows, device)
     print(json.dumps(report) if as_json else "\n".join(f"{name}: {value:.6g}" for name, value in report.items()))
 
 
@@ -91,6 +95,7 @@ def train(
     steps: Annotated[int, typer.Option("--steps", min=1, help="Updates of 8 pictures each.")] = 1000,
     patch: Annotated[Literal["4", "8"], typer.Option("--patch", help="Pixels along the side of a code.")] = "4",
     seed: Annotated[int, typer.Option("--seed")] = 1,
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Train a small codec on the embedded world (64 pixels as 256 or 64 codes); prints its error on held-out pictures.
@@ -99,7 +104,7 @@ def train(
     """
     from unival.codec.train import SIZES, train_codec
 
-    report = train_codec(out, steps=steps, seed=seed, config=SIZES[int(patch)])
+    report = train_codec(out, steps=steps, seed=seed, config=SIZES[int(patch)], device=device)
     print(json.dumps(report) if as_json else "\n".join(f"{name}: {value}" for name, value in report.items()))
 
 

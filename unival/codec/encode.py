@@ -10,6 +10,7 @@ from unival.atomic import replacing
 from unival.codec.base import load_codec, to_pixels
 from unival.config import load_config
 from unival.data.source import Source, open_source
+from unival.device import find_device
 from unival.errors import UserError
 from unival.log import track
 from unival.schema import SourceConfig
@@ -18,7 +19,7 @@ from unival.sections import Section
 BATCH_SIZE = 16
 
 
-def encode_pictures(source: str, out: str | Path, codec: str | Path, side: int) -> dict[str, Any]:
+def encode_pictures(source: str, out: str | Path, codec: str | Path, side: int, device: str = "auto") -> dict[str, Any]:
     """Write a manifest with the text fields of rows and the codes of their pictures.
 
     Args:
@@ -27,6 +28,7 @@ def encode_pictures(source: str, out: str | Path, codec: str | Path, side: int) 
         out: The manifest to write.
         codec: VQGAN checkpoint, or a folder of `train_codec`.
         side: Pixels that pictures are squashed to.
+        device: Where to compute; `auto` is a GPU when there is one.
 
     Raises:
         UserError: If the source or the codec is missing or malformed, or a row has no picture.
@@ -34,7 +36,7 @@ def encode_pictures(source: str, out: str | Path, codec: str | Path, side: int) 
     out = Path(out)
     if out.resolve() == Path(source).resolve():
         raise UserError("the codes would replace the manifest of the pictures", str(out), "give another file to write")
-    network, rows = load_codec(codec), open_pictures(source)
+    network, rows = load_codec(codec, find_device(device)), open_pictures(source)
     indices = range(0, len(rows), rows.variants)
     with replacing(out) as file:
         for start in track(range(0, len(indices), BATCH_SIZE), "encode", -(-len(indices) // BATCH_SIZE)):

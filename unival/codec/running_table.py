@@ -18,7 +18,7 @@ class RunningTable:
     def __init__(self, table: Tensor, features: Tensor) -> None:
         self.table = table
         self.table[:] = spread(flattened(features), len(table))
-        self.counts = torch.full((len(table),), features[:, 0].numel() / len(table))
+        self.counts = torch.full((len(table),), features[:, 0].numel() / len(table), device=table.device)
         self.sums = self.counts[:, None] * self.table
 
     @torch.no_grad()
@@ -51,7 +51,7 @@ def spread(features: Tensor, number: int) -> Tensor:
     That is the start of k-means++ (Arthur and Vassilvitskii 2007).
     """
     drawn = [features[torch.randint(len(features), ())]]
-    distance = torch.full((len(features),), torch.inf)
+    distance = features.new_full((len(features),), torch.inf)
     for _ in range(number - 1):
         distance = torch.minimum(distance, (features - drawn[-1]).square().sum(1))
         drawn.append(features[torch.multinomial(distance + 1e-9, 1)[0]])

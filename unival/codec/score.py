@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from unival.data.image import load_image
+from unival.device import find_device
 from unival.errors import UserError
 from unival.metrics.feature_models import load_clip, load_clip_folder, load_inception
 from unival.metrics.fid import FeatureStatistics, clip_similarity, frechet_distance, inception_score
@@ -38,6 +39,7 @@ def score_pictures(
     clip: Path | None = None,
     clip_name: str | None = None,
     rows: Sequence[Mapping[str, Any]] = (),
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Score a folder of pictures.
 
@@ -48,14 +50,15 @@ def score_pictures(
         clip: A folder of `transformers`, or with `clip_name` a file of open_clip.
         clip_name: The architecture of that file, such as `ViT-B-16`.
         rows: With the caption of each picture, in order.
+        device: Where to compute; `auto` is a GPU when there is one.
 
     Raises:
         UserError: A file is missing or something else, or there are not as many captions as pictures.
     """
-    files = pictures_of(pictures)
+    files, place = pictures_of(pictures), str(find_device(device))
     report: dict[str, Any] = {"pictures": len(files)}
     if inception is not None:
-        extract = load_inception(inception)
+        extract = load_inception(inception, place)
         found = [extract(batch) for batch in _batches(files)]
         features, probabilities = (np.concatenate([pair[part] for pair in found]) for part in (0, 1))
         mean, deviation = inception_score(probabilities, min(NUM_SPLITS, len(files)))
@@ -67,7 +70,7 @@ def score_pictures(
         texts = [_caption(row, number) for number, row in enumerate(rows, start=1)]
         if len(texts) != len(files):
             raise UserError(f"{len(files)} pictures, {len(texts)} captions", fix="give the file that was decoded")
-        model = load_clip_folder(clip) if clip_name is None else load_clip(clip_name, clip)
+        model = load_clip_folder(clip, place) if clip_name is None else load_clip(clip_name, clip, place)
         images = model.images([load_image(path) for path in files])
         report["clip_similarity"] = clip_similarity(images, model.texts(texts)).value
     return report

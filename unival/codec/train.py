@@ -23,6 +23,7 @@ from unival.codec.base import to_pixels
 from unival.codec.running_table import RunningTable
 from unival.codec.vqgan import VQGAN, CodecConfig
 from unival.data.scenes import ImageScenes
+from unival.device import find_device
 from unival.log import track
 
 SMALL = CodecConfig(
@@ -53,6 +54,7 @@ def train_codec(
     seed: int = 1,
     config: CodecConfig = SMALL,
     num_test: int = 500,
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Train a codec on pictures of the training split, write it and return its error on the test split.
 
@@ -61,12 +63,15 @@ def train_codec(
         steps, batch_size, num_pictures, lr, seed: Of the training; the rate falls to zero along a cosine.
         config: Sizes.
         num_test: Pictures of the test split.
+        device: Where to compute; `auto` is a GPU when there is one.
     """
     Path(out).mkdir(parents=True, exist_ok=True)  # a wrong one is better found before the training
     torch.manual_seed(seed)
-    codec = fit(initialised(VQGAN(config)), world_pictures("train", num_pictures), steps, batch_size, lr)
+    place = find_device(device)
+    codec = initialised(VQGAN(config)).to(place)
+    fit(codec, world_pictures("train", num_pictures).to(place), steps, batch_size, lr)
     codec.half().float()  # what is written
-    report = {"steps": steps, "seed": seed, **measure(codec.eval(), world_pictures("test", num_test))}
+    report = {"steps": steps, "seed": seed, **measure(codec.eval(), world_pictures("test", num_test).to(place))}
     save_codec(codec, out)
     write_json(Path(out) / "evaluation.json", report, indent=1)
     return report

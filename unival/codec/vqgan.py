@@ -107,12 +107,13 @@ class VQGAN(nn.Module):
         if pixels.shape[2] % self.patch or pixels.shape[3] % self.patch:
             what = f"a picture of {pixels.shape[3]}x{pixels.shape[2]} cannot be cut into squares of {self.patch}"
             raise UserError(what, fix="resize it")
-        return self.quantize(self.features(pixels))
+        return self.quantize(self.features(pixels.to(self.quantize.table.device)))
 
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:
         """Return pixels (B, 3, H, W) in [-1, 1] of codes (B, h, w)."""
-        vectors = F.embedding(codes, self.quantize.table).movedim(-1, 1)
+        table = self.quantize.table
+        vectors = F.embedding(codes.to(table.device), table).movedim(-1, 1)
         return self.restore(vectors).clamp(-1.0, 1.0)
 
     def features(self, pixels: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any, Literal
 
+from safetensors import SafetensorError
+
 from unival.checkpoint import digest
 from unival.convert.folder import read_folder, write_folder
 from unival.convert.original import read_original, write_original
@@ -49,9 +51,9 @@ def convert(
             summary["files"] = {destination.name: digest(destination)}
         else:
             summary |= write_folder(original, destination, tokenizer)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         needed = sum(tensor.nbytes for tensor in original.tensors.values())
-        reason = error.strerror or error
+        reason = error.strerror or error if isinstance(error, OSError) else error
         what = f"cannot write: {reason}; {needed:,} bytes are needed"
         raise UserError(what, where=str(destination), fix="choose another destination") from None
     config = original.config

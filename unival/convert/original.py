@@ -127,7 +127,8 @@ def read_original(path: Path, is_ema: bool = False) -> Original:
 def _find_state(tree: Mapping[Any, Any], is_ema: bool, where: str) -> Mapping[Any, Any]:
     if is_ema:
         extra = tree.get("extra_state")
-        state = extra.get("ema") if isinstance(extra, dict) else None
+        # Both are one average: "ema" in the dtype of the model, which the original evaluates, the other in float32.
+        state = extra.get("ema") or extra.get("ema_fp32_params") if isinstance(extra, dict) else None
         if not isinstance(state, dict):
             raise UserError("the file holds no averaged weights", where=where, fix="convert it without --ema")
         return state
@@ -208,7 +209,10 @@ def write_original(original: Original, path: Path) -> None:
         "extra_state": _EXTRA_STATE | (record.get("extra_state") or {}),
     }
     with replacing(path, "wb") as file:
-        torch.save(content, file)
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # of the end of the archive, which torch writes behind a disk that is full
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def _arguments(original: Original) -> dict[str, Any]:

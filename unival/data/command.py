@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 import typer
 
 from unival.errors import UserError
+from unival.options import JsonOption
 
 app = typer.Typer(help="Data sets: look at one, make one of your own files.", no_args_is_help=True)
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 RootOption = Annotated[Path | None, typer.Option("--media-root", help="Folder of relative media paths.")]
 SHOWN_PROBLEMS = 20
 SHOWN_LEFT_OUT = 5

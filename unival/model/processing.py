@@ -180,8 +180,13 @@ class UnivalProcessor(ProcessorMixin):
         return torch.stack(media)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return ids with `<s>` and `</s>`; a space goes before each text, as in the original (specification 3.2)."""
-        return [e.ids for e in self.tokenizer.backend_tokenizer.encode_batch([f" {text}" for text in texts])]
+        """Return ids with `<s>` and `</s>`; a space goes before each text, as in the original (specification 3.2).
+
+        `<s>`, `<pad>`, `</s>` and `<unk>` in a text are letters. Mask, codes and bins are symbols wherever they stand.
+        """
+        backend = self.tokenizer.backend_tokenizer
+        backend.encode_special_tokens = True  # here, as neither its files nor its copies keep it
+        return [e.ids for e in backend.encode_batch([f" {text}" for text in texts])]
 
     def decode(self, ids: Any, skip_special_tokens: bool = True, **options: Any) -> Any:
         """Return the texts of generated ids (B, T), or the text of one row (T,), outer spaces stripped.

@@ -44,22 +44,25 @@ def encode_media(model: UnivalForConditionalGeneration, batch: Batch) -> MediaTo
 
 
 def encode(
-    model: UnivalForConditionalGeneration, batch: Batch, media: MediaTokens | None, rows: Tensor
+    model: UnivalForConditionalGeneration, batch: Batch, media: MediaTokens | None, rows: Tensor | None = None
 ) -> UnivalEncoderOutput:
-    """Encode the prompts of some rows with their media."""
-    prompt = trim(batch.inputs["input_ids"][rows], model.config.pad_token_id)
-    index = batch.inputs.get("media_index")
-    return model.encoder(prompt, media_index=rows if index is None else index[rows], media_tokens=media)
+    """Encode the prompts of some rows, or of all, with their media."""
+    prompt, index = batch.inputs["input_ids"], batch.inputs.get("media_index")
+    if rows is not None:
+        prompt, index = prompt[rows], rows if index is None else index[rows]
+    return model.encoder(trim(prompt, model.config.pad_token_id), media_index=index, media_tokens=media)
 
 
 def decode(
-    model: UnivalForConditionalGeneration, batch: Batch, encoded: UnivalEncoderOutput, rows: Tensor
+    model: UnivalForConditionalGeneration, batch: Batch, encoded: UnivalEncoderOutput, rows: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return decoder features (B, T, D) under the reference prefix of some rows, and their targets (B, T)."""
-    target = batch.target[rows]
+    """Return decoder features (B, T, D) under the reference prefix of some rows, or all, and their targets (B, T)."""
+    target, prefix = batch.target, batch.prefix
+    if rows is not None:
+        target, prefix = target[rows], None if prefix is None else prefix[rows]
     length = int(target.ne(model.config.pad_token_id).nonzero()[:, 1].max()) + 1
     target = target[:, :length]
-    prefix = model.shift_right(target) if batch.prefix is None else batch.prefix[rows, :length]
+    prefix = model.shift_right(target) if prefix is None else prefix[:, :length]
     return model.decoder(prefix, encoded, writes_codes=batch.writes_codes), target
 
 

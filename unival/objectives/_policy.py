@@ -98,7 +98,7 @@ class PolicyObjective:
     def __call__(self, model: UnivalForConditionalGeneration, batch: Batch, update: int = 0) -> Loss:
         """Sample, score, and return the loss; rewards are waited for only when all forward passes are done."""
         media = encode_media(model, batch)
-        encoded = encode(model, batch, media, torch.arange(len(batch.examples)))
+        encoded = encode(model, batch, media)
         used, unused = media_encoders(model, batch)
         drawn = self.draw(
             model,
@@ -148,7 +148,7 @@ class PolicyObjective:
         with torch.no_grad(), evaluation_mode(model):
             if encoded is None:
                 media = encode_media(model, batch) if media is None else media
-                encoded = encode(model, batch, media, torch.arange(len(batch.examples)))
+                encoded = encode(model, batch, media)
             limits = self.max_new_tokens, self.min_new_tokens, self.temperature
             columns = self.columns(model)
             return draw(model, encoded, self.samples, *limits, self.adds_greedy, batch.writes_codes, columns)
@@ -193,7 +193,7 @@ class PolicyObjective:
         """
         pad_id = model.config.pad_token_id
         if self.supervised_prefix == "reference":
-            own, target = decode(model, batch, encoded, torch.arange(len(batch.examples)))
+            own, target = decode(model, batch, encoded)
             return -log_likelihood(model, at_targets(own, target, pad_id), columns=self.columns(model)).mean()
         target = batch.target.masked_fill(batch.target.eq(model.config.eos_token_id), pad_id)
         target = target.repeat_interleave(self.samples, dim=0)[:, : features.shape[1]]
@@ -210,7 +210,7 @@ class PolicyObjective:
             self._start_model = load_model(self.start)[0].requires_grad_(False)
         start = self._start_model.to(log_probs.device)  # pyright: ignore[reportArgumentType]
         with torch.no_grad():
-            encoded = encode(start, batch, encode_media(start, batch), torch.arange(len(batch.examples)))
+            encoded = encode(start, batch, encode_media(start, batch))
             features = start.decoder(start.shift_right(sampled), encoded, writes_codes=batch.writes_codes)
             found = at_targets(features, sampled, start.config.pad_token_id)
             log_ratio = self.log_likelihood(start, found)

@@ -178,8 +178,11 @@ class _Tensors:
             raise ValueError(f"two descriptions of tensor data {key!r}")
         return storage
 
-    def rebuild(self, storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> StoredTensor:
-        """Return a view of a storage."""
+    def rebuild(self, storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> StoredTensor:
+        """Return a view of a storage; `rest` is whether it needs gradients, hooks, and bits such as "negative"."""
+        if len(rest) > 2 and rest[2]:
+            what = "a tensor is not what is stored, but its negative or conjugate"
+            raise UserError(what, where=str(self.path), fix="save a clone() of it")
         numbers = (offset, *shape, *stride)
         if not isinstance(storage, Storage) or len(shape) != len(stride) or len(shape) > 16:
             raise ValueError("a tensor without data")

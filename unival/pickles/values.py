@@ -140,8 +140,8 @@ BUILDERS: dict[str, Builder] = {
     "copyreg._reconstructor": lambda cls, _base, _state: _make(cls),
     "_operator.getitem": _get_item,
     "operator.getitem": _get_item,
-    "pathlib.PosixPath": lambda *parts: _joined("/", parts),
-    "pathlib.Path": lambda *parts: _joined("/", parts),
+    "pathlib.PosixPath": lambda *parts: _joined("/", parts).replace("//", "/", 1),  # the first part is the root
+    "pathlib.Path": lambda *parts: _joined("/", parts).replace("//", "/", 1),
     "torch.Size": lambda items=(): tuple(items),
     "torch.device": lambda *parts: _joined(":", parts),
     "numpy.core.multiarray.scalar": _numpy_scalar,
@@ -159,6 +159,7 @@ _INERT_PREFIXES = (
     "omegaconf.base.",
     "omegaconf.dictconfig.",
     "omegaconf.listconfig.",
+    "omegaconf.tupleconfig.",
     "omegaconf.nodes.",
     "fairseq.dataclass.",
     "fairseq.meters.",

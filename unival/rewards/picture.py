@@ -57,7 +57,7 @@ def clip_score(
     if not drawn:
         return np.zeros(len(grids)) if grids else empty()
     scores = np.zeros(len(grids))
-    pictures = tower.images([_draw(network, grids[index], device) for index in drawn])
+    pictures = tower.images([_draw(network, grids[index]) for index in drawn])
     found = clip_similarity(pictures, tower.texts([texts[index] for index in drawn]))
     scores[drawn] = found.per_sample / 100.0
     return scores
@@ -68,25 +68,20 @@ def _square(prediction: CodesPrediction) -> list[int]:
     return codes[: isqrt(len(codes)) ** 2]
 
 
-def _draw(codec: "ImageCodec", codes: Sequence[int], device: str) -> "Image.Image":
+def _draw(codec: "ImageCodec", codes: Sequence[int]) -> "Image.Image":
     """Return the picture; one at a time, as a batch of 20 would take a gigabyte."""
     from PIL import Image
 
     from unival.codec.base import to_grid, to_picture
 
-    return Image.fromarray(to_picture(codec.decode(to_grid(codes, codec.num_codes).to(device))[0]))
+    return Image.fromarray(to_picture(codec.decode(to_grid(codes, codec.num_codes))[0]))
 
 
 @lru_cache(maxsize=1)
 def _codec(path: str, device: str) -> "ImageCodec":
-    from torch import nn
-
     from unival.codec.base import load_codec
 
-    codec = load_codec(path)
-    if isinstance(codec, nn.Module):
-        codec.to(device).eval().requires_grad_(False)
-    return codec
+    return load_codec(path, device)
 
 
 @lru_cache(maxsize=1)

@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from unival.device import find_device
 from unival.errors import UserError
 from unival.schema import ParallelConfig
 
@@ -85,16 +86,15 @@ def join(config: ParallelConfig, device: str) -> Iterator[World]:
         UserError: If there is no such device, or the kind does not go with the number of processes.
     """
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device: there is no GPU that torch can use", fix="device=cpu, or install torch for CUDA")
+    place = find_device(device)
     if config.kind == "none" and size > 1:
         what = f"parallel.kind is none, but torchrun started {size} processes"
         raise UserError(what, fix="parallel.kind=ddp or parallel.kind=fsdp")
     if config.kind == "fsdp" and "RANK" not in os.environ:
         raise UserError("parallel.kind is fsdp, but torchrun started no processes", fix="torchrun ... -m unival.train")
-    use_gpu = device != "cpu" and torch.cuda.is_available()
-    place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if use_gpu else torch.device("cpu")
+    use_gpu = place.type == "cuda"
     if use_gpu:
+        place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(place)
     if size == 1 and config.kind != "fsdp":
         yield World(device=place)
