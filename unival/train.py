@@ -37,15 +37,18 @@ from unival.training.memory import warn_if_too_large
 from unival.training.optim import LossScale, build_optimizer, clip_gradients, freeze, learning_rate, set_train_mode
 from unival.training.random_state import load_random, seed_process
 from unival.training.run_folder import check_data, find_checkpoint, prepare_run_dir
-from unival.training.saving import (
-    TrainState,
-    load_moments,
-    read_state,
-    save_training,
-    written,
-)
+from unival.training.saving import TrainState, load_moments, problem_with, read_state, save_training, written
 from unival.training.stop import STOP, Interrupted, StopSignal, ignored, interruptible
-from unival.training.validation import Halted, Watch, drop_others, plain_copy, save_best, show_samples, validate
+from unival.training.validation import (
+    Halted,
+    Watch,
+    drop_others,
+    intact_models,
+    plain_copy,
+    save_best,
+    show_samples,
+    validate,
+)
 
 NUM_STATISTICS_ROWS = 1000
 
@@ -177,8 +180,8 @@ class StageLoop:
         config, stage, world = self.config, self.stage, self.world
         optim = stage.optim
         fp16 = {"value": optim.loss_scale, "window": optim.loss_scale_window} if self.dtype == torch.float16 else {}
-        best = self.run_dir / "best"
-        stored = world.on_main(lambda: [path.name for path in best.iterdir()] if best.is_dir() else [])
+        known = [name for _, name in state.watch.get("best", [])]
+        stored = world.on_main(lambda: intact_models(self.run_dir / "best", known))
         self.scale, self.watch = LossScale(**(fp16 | dict(state.scale))), Watch(stage.validation, state.watch, stored)
         start_time = time.monotonic() - state.seconds
         rows = RowSlice(world.rank, world.size, config.accumulation)
@@ -345,7 +348,11 @@ class StageLoop:
         """Take the best weights where the stage asks for them, and write its last checkpoint."""
         validation = self.stage.validation
         if validation is not None and validation.restore_best:
-            folder = self.run_dir / "best" / self.watch.best[0][1]
+            folder = self.run_dir / "best" / (self.watch.best[0][1] if self.watch.best else "")
+            problem = self.world.on_main(lambda: problem_with(folder) if self.watch.best else "none is left")
+            if problem is not None:
+                fix = "the same command goes on from the last checkpoint, without this model; or restore_best: false"
+                raise UserError(f"the best model cannot be taken: {problem}", str(folder), fix)
             copy_full(untied(self.model), load_file(folder / "model" / "model.safetensors"))
             if self.ema is not None:
                 copy_full(self.ema.tensors, load_file(folder / "ema" / "model.safetensors"))

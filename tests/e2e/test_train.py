@@ -440,6 +440,45 @@ def test_a_stage_ends_when_patience_does_and_with_its_best_weights(
     assert not same(averages, weights(tmp_path / "run"))
 
 
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
+def test_a_damaged_best_model_is_never_taken(
+    tmp_path: Path, initial: Path, manifest: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    run = tmp_path / "run"
+    validation = {"restore_best": True, "keep_best": 1}
+    optim = {"lr": 1e-8, "schedule": "constant", "warmup_ratio": 0.0}  # learns nothing: the first is the best
+    stage = {"steps": 3, "validation": validation, "optim": optim}
+    config = validated(run, initial, manifest, stage, checkpoint_every=1, keep_checkpoints=9)
+    train(config)
+    best = run / "best" / "tune-step-0000001" / "model" / "model.safetensors"
+    content = bytearray(best.read_bytes())
+    for path in (run / "model", run / "step-0000003"):  # as if the run had been killed before the last step
+        shutil.rmtree(path)
+    if damage == "flipped":
+        content[-1000] ^= 0x40
+        best.write_bytes(content)
+    elif damage == "cut":
+        best.write_bytes(content[:-1000])
+    else:
+        shutil.rmtree(best.parents[1])
+    train(config)
+    said = " ".join(capsys.readouterr().err.split())
+    names = {"gone": "it is missing"}.get(damage, "model/model.safetensors is damaged")
+    assert f"skipped best/tune-step-0000001: {names}" in said
+    assert [path.name for path in (run / "best").iterdir()] == ["tune-step-0000003"]
+    assert same(weights(run), load_file(run / "best" / "tune-step-0000003" / "model" / "model.safetensors"))
+
+
+def test_a_best_model_that_is_damaged_while_the_run_goes_on_stops_it(
+    tmp_path: Path, initial: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = {"steps": 1, "validation": {"restore_best": True}}
+    monkeypatch.setattr("unival.train.problem_with", lambda folder: "model/model.safetensors is damaged")
+    with pytest.raises(UserError, match=r"best model cannot be taken: model/model.safetensors is damaged"):
+        train(validated(tmp_path / "run", initial, manifest, stage))
+    assert not (tmp_path / "run" / "model").exists()
+
+
 def test_shown_samples_are_asked_as_their_own_entry_of_the_group(tmp_path: Path, initial: Path) -> None:
     source = {"world": "train", "content": "vqa"}
     tasks = [{"task": "vqa", "source": source, "task_args": {"candidates": [answer]}} for answer in ("purple", "no")]

@@ -35,6 +35,7 @@ from unival.training.random_state import save_random
 
 T = TypeVar("T")
 FORMAT = 2
+MANIFEST = "manifest.json"
 RETRY_SECONDS = (1.0, 10.0)  # waits before the second and the third attempt of a write
 LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>tmp|old)(-\d+)?$")  # of `atomic_folder` and of checkpoints
 
@@ -114,9 +115,7 @@ def attempt(folder: Path, write: Callable[[Path], None], moments: Mapping[str, T
         write(temporary)
 
     def end() -> None:
-        files = sorted(path for path in temporary.rglob("*") if path.is_file())
-        manifest = {path.relative_to(temporary).as_posix(): digest(path) for path in files}
-        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        write_manifest(temporary)
         flush(temporary)
         publish(temporary, folder)
 
@@ -229,20 +228,27 @@ def checkpoints(run_dir: Path) -> list[Path]:
     return sorted(run_dir.glob("step-[0-9]*")) if run_dir.is_dir() else []
 
 
+def write_manifest(folder: Path) -> None:
+    """Write the size and the sha256 of every file of a folder beside them."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    manifest = {path.relative_to(folder).as_posix(): digest(path) for path in files}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+
 def problem_with(folder: Path, by_hash: bool = True) -> str | None:
-    """Return why a training checkpoint cannot be used, None when every file is what its manifest says.
+    """Return why a folder with a manifest cannot be used, None when every file is what the manifest says.
 
     Args:
-        folder: The checkpoint.
+        folder: A training checkpoint, or one of the best models.
         by_hash: Read every byte; otherwise only sizes are compared.
     """
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-        if not isinstance(manifest, dict) or "state.json" not in manifest:
-            return "manifest.json is damaged"
-        for name in sorted(files - {*manifest, "manifest.json"}):
-            return f"{name} is not in manifest.json"
+        if not isinstance(manifest, dict) or manifest.keys().isdisjoint(("state.json", "score.json")):
+            return f"{MANIFEST} is damaged"
+        for name in sorted(files - {*manifest, MANIFEST}):
+            return f"{name} is not in {MANIFEST}"
         for name, expected in manifest.items():
             if name not in files:
                 return f"{name} is missing"
@@ -250,7 +256,7 @@ def problem_with(folder: Path, by_hash: bool = True) -> str | None:
             if not is_same:
                 return f"{name} is damaged"
     except (OSError, ValueError, LookupError, TypeError) as error:
-        return f"manifest.json is damaged: {error}"
+        return f"{MANIFEST} is damaged: {error}"
     return None
 
 

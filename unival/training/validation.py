@@ -24,7 +24,7 @@ from unival.model.processing import UnivalProcessor
 from unival.schema import EvaluationConfig, GroupConfig, ValidationConfig
 from unival.tasks.base import get_task
 from unival.training.distributed import World, full_state
-from unival.training.saving import written
+from unival.training.saving import problem_with, write_manifest, written
 from unival.training.stop import StopSignal
 
 
@@ -118,7 +118,7 @@ class Watch:
     Args:
         config: What is watched.
         state: What `state` returned, when the run goes on.
-        stored: Names of the models on disk; others are forgotten, as after a start from a checkpoint of another run.
+        stored: Names of the intact models; others are forgotten, as after a start from a checkpoint of another run.
 
     Attributes:
         best: Scores and names, the best first.
@@ -178,7 +178,20 @@ def save_best(
             (temporary / kind).mkdir()
             write_model(temporary / kind, model, processor, state=state)
         (temporary / "score.json").write_text(json.dumps({"name": name, "score": scores[name]}), encoding="utf-8")
+        write_manifest(temporary)
     drop_others(folder, name.rpartition("-step-")[0], watch)
+
+
+def intact_models(folder: Path, names: Iterable[str]) -> list[str]:
+    """Return the names of best models that are there as they were written; say what is wrong with the others."""
+    intact = []
+    for name in names:
+        problem = problem_with(folder / name) if (folder / name).is_dir() else "it is missing"
+        if problem is None:
+            intact.append(name)
+        else:
+            console.print(f"[yellow]skipped best/{name}: {problem}[/]")
+    return intact
 
 
 def drop_others(folder: Path, stage: str, watch: Watch) -> None:
