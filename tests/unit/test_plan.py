@@ -125,6 +125,45 @@ def test_layers_that_are_computed_again_keep_less_and_cost_more(one_stage: RunCo
     assert planned.flops < again.flops < 4 / 3 * planned.flops
 
 
+def planned_with(objective: str, args: dict[str, Any], task: str = "caption", **changes: Any) -> StagePlan:
+    (stage,) = (run().stages[0].model_dump(),)
+    stage |= {
+        "objective": {"name": objective, "args": args},
+        "groups": [{"rows": 2, "tasks": [{"task": task, "source": SOURCE}]}],
+    }
+    (found,) = estimate(run(stages=[stage], precision="fp32", **changes))
+    return found
+
+
+def test_the_passes_of_an_objective_are_counted() -> None:
+    rewarded = {"rewards": {"cider_d": 1.0}, "max_new_tokens": 14}  # as long as the planner takes a caption for
+    plain, twice = planned_with("cross_entropy", {}), planned_with("cross_entropy", {"rdrop": 1.0})
+    once = planned_with("reward_weighted", rewarded | {"samples": 1})
+    few, many = (planned_with("self_critical", rewarded | {"samples": number}) for number in (2, 16))
+    media = plain.groups[0].flops - (twice.groups[0].flops - plain.groups[0].flops)  # which R-Drop encodes once
+    text = plain.flops - media
+    assert once.flops == pytest.approx(media + text * 4 / 3)  # drawn, then forward and backward
+    assert plain.flops < twice.flops < few.flops < many.flops
+    kept = [plan.groups[0].activations for plan in (plain, twice, many)]
+    assert kept[0] < kept[1] < kept[2]
+    assert many.groups[0].tokens - few.groups[0].tokens == 2 * 14 * 14
+    greedy = planned_with("self_critical", rewarded | {"samples": 2, "baseline": "greedy"})
+    supervised = planned_with("self_critical", rewarded | {"samples": 2, "supervised": 0.5})
+    compared = planned_with("self_critical", rewarded | {"samples": 2, "kl": 0.1, "start": "unival-tiny"})
+    assert few.flops < min(greedy.flops, supervised.flops, compared.flops)
+    assert supervised.groups[0].activations > few.groups[0].activations == greedy.groups[0].activations
+    assert few.start == 0
+    assert compared.memory("fsdp", 2, False)["start model"] == FLOAT * compared.stored
+
+
+def test_codes_have_positions_of_their_own_and_their_own_columns() -> None:
+    sizes = tiny.SIZES | {"max_text_positions": 20, "code_image_size": 40}  # 25 codes, more than texts have tokens
+    codes = {"constraint_range": [300, 316]}
+    whole, few = (planned_with("cross_entropy", args, "text_to_image", model=sizes) for args in ({}, codes))
+    assert few.groups[0].activations < whole.groups[0].activations
+    assert whole.groups[0].modality == "text"
+
+
 def test_rows_are_shared_by_processes_and_passes() -> None:
     stage = run().stages[0].model_dump() | {"groups": [group().model_dump()]}
     one = estimate(run(stages=[stage]))[0]

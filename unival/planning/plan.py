@@ -22,6 +22,7 @@ from unival.config import load_config
 from unival.data.mixture import RowSlice, with_steps
 from unival.errors import UserError
 from unival.model.modeling import MediaTokens, UnivalForConditionalGeneration
+from unival.planning.passes import FORWARD, Passes, passes_of
 from unival.schema import GroupConfig, RunConfig, StageConfig, TokenizerConfig
 from unival.sections import Section
 from unival.tasks.base import get_task
@@ -83,6 +84,7 @@ class StagePlan:
         outside: Parameters outside of the Transformer's layers, which FSDP2 gathers for the whole pass.
         num_layers: Of the Transformer, both halves.
         stored: Parameters and buffers.
+        start: Those of the start model that the objective compares with, whole in every process.
         groups: Of the stage.
     """
 
@@ -93,6 +95,7 @@ class StagePlan:
     outside: int
     num_layers: int
     stored: int
+    start: int
     groups: tuple[GroupPlan, ...]
 
     @property
@@ -122,6 +125,7 @@ class StagePlan:
             "gradients": self.trained * FLOAT / split * (2 if kind == "ddp" else 1),
             "optimizer": self.trained * FLOAT * MOMENTS / split,
             "average": self.stored * FLOAT / split if has_average else 0.0,
+            "start model": float(self.start * FLOAT),
             "gathered": 0.0,
             # Groups of a step are computed in one pass, whose graph is kept until the backward pass.
             "activations": sum(group.activations for group in self.groups),
@@ -186,9 +190,11 @@ def plan_stage(config: RunConfig, stage: StageConfig, shape: Sketch, steps: int 
         model.activation_checkpointing_enable({"use_reentrant": False})
     rows = RowSlice(0, world, config.accumulation)
     is_short = config.precision != "fp32"
-    groups = tuple(measure_group(model, group, shape, rows, is_short) for group in stage.groups)
+    passes = passes_of(stage.objective)
+    groups = tuple(measure_group(model, group, shape, rows, is_short, passes) for group in stage.groups)
     layers = [*model.encoder.layers, *model.decoder.layers]
     parameters = parts(model)
+    stored = sum(parameters.values()) + sum(b.numel() for b in model.buffers())
     return StagePlan(
         name=stage.name,
         steps=steps,
@@ -196,7 +202,8 @@ def plan_stage(config: RunConfig, stage: StageConfig, shape: Sketch, steps: int 
         trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
         outside=sum(parameters.values()) - sum(p.numel() for layer in layers for p in layer.parameters()),
         num_layers=len(layers),
-        stored=sum(parameters.values()) + sum(b.numel() for b in model.buffers()),
+        stored=stored,
+        start=stored if passes.has_start else 0,
         groups=groups,
     )
 
@@ -213,9 +220,14 @@ def parts(model: nn.Module) -> dict[str, int]:
 
 
 def measure_group(
-    model: UnivalForConditionalGeneration, group: GroupConfig, shape: Sketch, rows: RowSlice, is_short: bool
+    model: UnivalForConditionalGeneration,
+    group: GroupConfig,
+    shape: Sketch,
+    rows: RowSlice,
+    is_short: bool,
+    passes: Passes,
 ) -> GroupPlan:
-    """Run one medium and one example of each task, forward and backward, and add up.
+    """Run one medium and one example of each task as the objective does, and add up.
 
     Tasks about one source share its media, as in training.
     """
@@ -228,19 +240,21 @@ def measure_group(
     medium, encoded = measure_medium(model, modality, media_sizes)
     media = media_per_row(group) if modality != "text" else 0.0
     flops, kept, length = medium.flops * media, medium.kept * media * (SHORT_MEDIA if is_short else 1), 0.0
-    logits, texts = 0.0, dict[tuple[int, int], Measured]()
+    flops += passes.has_start * FORWARD * flops
+    logits, texts = 0.0, dict[tuple[int, int, bool], Measured]()
     for entry, task, number in zip(group.tasks, tasks, per_row, strict=True):
         prompt, target = LENGTHS.get(entry.task, OTHER_LENGTH)
         if task.writes_codes:
             target = (model.config.code_image_size // 8) ** 2 + 1
-        if (prompt, target) not in texts:
-            texts[prompt, target] = measure_text(model, encoded, prompt, target)
-        text = texts[prompt, target]
-        flops += text.flops * number
-        kept += text.kept * number * (SHORT_TEXT if is_short else 1)
-        logits += number * target * model.config.vocab_size * FLOAT
+        key = prompt, target, task.writes_codes
+        if key not in texts:
+            texts[key] = measure_passes(model, encoded, *key, passes)
+        flops += texts[key].flops * number
+        kept += texts[key].kept * number * (SHORT_TEXT if is_short else 1)
+        written = passes.samples * (target if passes.length is None else passes.length)
+        logits += number * passes.repeats * written * (passes.columns or model.config.vocab_size) * FLOAT
         num_media_tokens = 0 if encoded is None else encoded.tokens.shape[1]
-        length += number * (num_media_tokens + prompt + target)
+        length += number * (num_media_tokens + prompt + written)
     size = rows.rows_per_pass(group.rows)
     kept = kept * size + min(logits * size, MAX_LOGITS_BYTES) * LOGITS_COPIES
     examples, media, tokens, flops = (number * group.rows for number in (sum(per_row), media, length, flops))
@@ -302,16 +316,39 @@ def measure_medium(
     return measured, media
 
 
-def measure_text(
-    model: UnivalForConditionalGeneration, media: MediaTokens | None, prompt: int, target: int
+def measure_passes(
+    model: UnivalForConditionalGeneration,
+    media: MediaTokens | None,
+    prompt: int,
+    target: int,
+    writes_codes: bool,
+    passes: Passes,
 ) -> Measured:
-    """Run one example through the Transformer, forward and backward, given its encoded medium."""
+    """Return what all passes over one example take."""
+    length = target if passes.length is None else passes.length
+    found = measure_text(model, media, prompt, length, writes_codes, passes.samples)
+    flops, kept = found.flops * (1 + FORWARD * passes.forward), found.kept
+    if passes.supervised:
+        reference = measure_text(model, media, prompt, target, writes_codes)
+        flops, kept = flops + reference.flops, kept + reference.kept
+    return Measured(flops * passes.repeats, kept * passes.repeats)
+
+
+def measure_text(
+    model: UnivalForConditionalGeneration,
+    media: MediaTokens | None,
+    prompt: int,
+    target: int,
+    writes_codes: bool = False,
+    samples: int = 1,
+) -> Measured:
+    """Run a prompt and targets of it through the Transformer, forward and backward, given its encoded medium."""
     ids = torch.zeros(1, prompt, dtype=torch.long, device="meta")
-    prefix = torch.zeros(1, target, dtype=torch.long, device="meta")
+    prefix = torch.zeros(samples, target, dtype=torch.long, device="meta")
 
     def forward() -> torch.Tensor:
         encoded = model.encoder(ids, media_tokens=media)
-        return model.decoder.output_projection(model.decoder(prefix, encoded))
+        return model.decoder.output_projection(model.decoder(prefix, encoded, writes_codes=writes_codes))
 
     return measure(model, forward)
 
