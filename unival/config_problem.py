@@ -1,8 +1,10 @@
 """Turn a failed pydantic validation into one `UserError`: key, value, what was expected, and who wrote it."""
 
+import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -29,6 +31,12 @@ _EXPECTED = {
     "path_": "a path",
     "none_required": "null",
 }
+_KINDS: dict[type, tuple[str, tuple[type, ...]]] = {
+    bool: ("true or false", (bool,)),
+    int: ("a whole number", (int,)),
+    float: ("a number", (int, float)),
+    str: ("a text", (str,)),
+}
 
 
 @contextmanager
@@ -39,6 +47,32 @@ def at(key: str) -> Iterator[None]:
     except UserError as error:
         where = f"{key}, {error.where}" if error.where else key
         raise UserError(error.what, where, error.fix) from None
+
+
+def check_exists(path: Any) -> None:
+    """Refuse the path of a file or folder that is not there; None is no path."""
+    if path is None or Path(path).exists():
+        return
+    parent = Path(path).parent
+    if parent.is_dir():
+        siblings = sorted(entry.name for entry in parent.iterdir() if not entry.name.startswith("."))
+        raise UserError(f"no such file: {path}", fix=f"in {parent}: {did_you_mean(Path(path).name, siblings)}")
+    raise UserError(f"no such file: {path}", fix=f"there is no folder {parent}; paths of data start at `data.root`")
+
+
+def check_kinds(function: Callable[..., Any], given: Mapping[str, Any], what: str = "") -> None:
+    """Refuse values that are not of the kind of a parameter's default; parameters without one take anything.
+
+    Args:
+        function: Its signature says what is expected.
+        given: Values by the names of parameters.
+        what: Stands before the name in the message.
+    """
+    for name, parameter in inspect.signature(function).parameters.items():
+        expected, kinds = _KINDS.get(type(parameter.default), ("", ()))
+        value = given.get(name, parameter.default)
+        if kinds and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
+            raise UserError(f"{what}{name} is {value!r}", fix=f"give {expected}")
 
 
 def explain_validation(

@@ -1,15 +1,26 @@
 """What all sections of a configuration are: frozen, with known keys, and with paths below a root."""
 
 from pathlib import PurePath
-from typing import Any
+from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 
 class Section(BaseModel):
     """Base of all sections: frozen, unknown keys refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool):  # pydantic takes it for 1 or 0
+            annotation = cls.model_fields[info.field_name or ""].annotation
+            kinds = {annotation, *get_args(annotation)}
+            if kinds & {int, float} and bool not in kinds:
+                raise PydanticCustomError("float_bool", "a truth value")
+        return value
 
 
 class DataConfig(Section):

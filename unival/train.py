@@ -31,6 +31,7 @@ from unival.objectives.base import Objective, get_objective
 from unival.schema import RunConfig
 from unival.training.building import add_encoders, start
 from unival.training.distributed import World, average_statistics, copy_full, full_state, join, sync_gradients, wrap
+from unival.training.doubts import doubts
 from unival.training.ema import Ema, untied
 from unival.training.losses import Losses, autocast, autocast_dtype, sizes_ahead
 from unival.training.memory import warn_if_too_large
@@ -152,6 +153,8 @@ class StageLoop:
         self.steps_before, self.log, self.world = steps_before, log, world
         model.to(world.device)  # pyright: ignore[reportArgumentType]
         freeze(model, self.stage)
+        for doubt in doubts(config, index, model):
+            console.print(f"[yellow]stage {self.stage.name}: {doubt}[/]")
         objective = self.stage.objective
         self.objective: Objective = get_objective(objective.name, objective.args, processor, self.rows)
         self.losses = self.parallel()

@@ -38,7 +38,9 @@ LEVELS: dict[str, list[set[str]]] = {
             "training.validation",
             "training.sketch",
             "training.check",
+            "training.check_objective",
             "training.check_resume",
+            "planning.passes",
             "training.run_folder",
             "planning.plan",
         }

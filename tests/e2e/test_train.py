@@ -29,6 +29,7 @@ from unival.train import Interrupted, StageLoop, add_encoders, main, train
 from unival.training.building import start
 from unival.training.optim import freeze
 from unival.training.saving import checkpoints
+from unival.training.stop import StopSignal, interruptible
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = (5, 3)
@@ -394,6 +395,19 @@ def test_a_model_learns_six_captions_by_heart(tmp_path: Path, initial: Path, man
     assert found[-1]["loss"] < 0.1 < 2.0 < found[0]["loss"]
     report = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert report["captions"]["metrics"]["exact"]["mean"] == 1.0
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_second_signal_stops_at_once_with_its_own_code(number: int, code: int) -> None:
+    @interruptible()
+    def run() -> None:
+        with StopSignal():
+            signal.raise_signal(number)
+            signal.raise_signal(number)
+
+    with pytest.raises(SystemExit) as stopped:
+        run()
+    assert stopped.value.code == code
 
 
 @pytest.mark.slow

@@ -211,6 +211,76 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
         },
         ["objective.args.rewards", "max_words is '9', not a whole number"],
     ),
+    "task of an answer": (
+        {"stages.0.objective.args": {"answers": {"captoin": ["a cat"]}}},
+        ["stages.0.objective.args.answers", "no task 'captoin'", "did you mean 'caption'?"],
+    ),
+    "answers without a task": (
+        {"stages.0.objective.args": {"answers": ["yes", "no"]}},
+        ["stages.0.objective", "answers", "['yes', 'no']", "{vqa: [yes, no]}"],
+    ),
+    "truth in quotes": (
+        {"stages.0.objective.args": {"ignore_eos": "false"}},
+        ["stages.0.objective", "args.ignore_eos is 'false'", "give true or false"],
+    ),
+    "list of rewards": (
+        {"stages.0.objective": {"name": "grpo", "args": {"rewards": ["brevity"]}}},
+        ["stages.0.objective", "rewards", "['brevity']", "{cider_d: 1.0}"],
+    ),
+    "one reward": (
+        {"stages.0.objective": {"name": "grpo", "args": {"rewards": "brevity"}}},
+        ["stages.0.objective", "rewards is 'brevity'", "{cider_d: 1.0}"],
+    ),
+    "arguments of rewards": (
+        {"stages.0.objective": {"name": "grpo", "args": {"rewards": {"brevity": 1}, "reward_args": {"brevity": 9}}}},
+        ["stages.0.objective", "reward_args.brevity is 9"],
+    ),
+    "start of another vocabulary": (
+        {
+            "stages.0.objective.name": "grpo",
+            "stages.0.objective.args": {"rewards": {"brevity": 1.0}, "kl": 0.1, "start": "unival-tiny-pictures"},
+        },
+        ["stages.0.objective.args.start", "unival-tiny-pictures has a vocabulary of", "the same as `init`"],
+    ),
+    "option of the world": (
+        {f"{TASK}.source.options": {"seed": "abc"}},
+        [f"{TASK}.source", "options.seed is 'abc'", "a whole number"],
+    ),
+    "truth for a rate": ({"stages.0.optim.lr": True}, ["stages.0.optim.lr", "a number", "got true"]),
+    "truth for a count": ({"stages.0.steps": True}, ["stages.0.steps", "a number", "got true"]),
+    "vectors for Muon": (
+        {"stages.0.optim.muon": ["encoder.layernorm_embedding"]},
+        ["stages.0.optim", "'encoder.layernorm_embedding' names vectors only", "matrices"],
+    ),
+    "scale that never counts": (
+        {"stages.0.optim.lr_scale": {"encoder": 0.1, "encoder.embed_images": 0.0}},
+        ["stages.0.optim", "'encoder.embed_images' never counts: 'encoder' comes first", "longer beginning first"],
+    ),
+    "tokenizer and a start": (
+        {"init": "unival-tiny", "model": {}, "tokenizer.path": "unival-tiny"},
+        ["tokenizer.path", "'unival-tiny' is not used", "`init`"],
+    ),
+    "weights of an encoder that is there": (
+        {"init": "unival-tiny", "model": {}, "encoder_weights": {"image_encoder": "resnet.pth"}},
+        ["encoder_weights.image_encoder", "no such file: resnet.pth"],
+    ),
+    "sizes of a start": (
+        {"init": "unival-tiny", "model": {"encoder_layers": 1}, "stages.1.add": {}},
+        ["model", "change the shape of", "encoder.layers.1", "from scratch"],
+    ),
+    "turns that leave steps empty": (
+        {f"{GROUP}.tasks": [{"task": "caption", "every": 8, "source": {"world": "train"}}]},
+        [f"{GROUP}.rows", "some steps would have no example: 2 rows", "lower `every`"],
+    ),
+    "buckets of the world": ({f"{GROUP}.buckets": [24, 32]}, [f"{GROUP}.buckets", "embedded world", "leave them out"]),
+    "layout of a table": (
+        {f"{TASK}.source": {"tsv": "rows.jsonl", "columns": "captoin"}},
+        [f"{TASK}.source.columns", "unknown layout 'captoin'", "did you mean 'caption'?"],
+    ),
+    "archives": (
+        {f"{TASK}.source": {"webdataset": "rows.tar"}},
+        [f"{TASK}.source.webdataset", "no such file: rows.tar", "rows.jsonl"],
+    ),
     "model option": ({"model.d_modle": 32}, ["model", "'d_modle'", "did you mean 'd_model'?"]),
     "encoder option": (
         {"stages.1.add.video_encoder.depth": [1]},
@@ -236,6 +306,14 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["evaluations.0.search", "'num_beams'", "beam"],
     ),
     "search type": ({"evaluations": [EVALUATION | {"search": {"beam": "five"}}]}, ["evaluations.0.search", "'five'"]),
+    "length below none": (
+        {"evaluations": [EVALUATION | {"search": {"max_len_b": -5}}]},
+        ["evaluations.0.search", "min_len is", "longest length of -5", "raise `max_len_b`"],
+    ),
+    "lengths that cross": (
+        {"evaluations": [EVALUATION | {"search": {"min_len": 50, "max_len_b": 3}}]},
+        ["evaluations.0.search", "min_len is 50, above the longest length of 3"],
+    ),
     "submission": (
         {"evaluations": [EVALUATION | {"submission": "coc"}]},
         ["evaluations.0.submission", "did you mean 'coco'?"],

@@ -1,5 +1,6 @@
 """Rows of a Hugging Face data set that is already on this machine; nothing is downloaded."""
 
+import importlib.util
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,11 +59,16 @@ class HuggingfaceRows:
         return f"{self.name}, row {index}"
 
 
+def check_package() -> None:
+    """Refuse to go on without the package that reads these data sets."""
+    if importlib.util.find_spec("datasets") is None:
+        raise UserError("this source needs the package `datasets`", fix='pip install "unival[data]"')
+
+
 def _load(name: str, split: str | None) -> Any:
-    try:
-        import datasets  # pyright: ignore[reportMissingImports] - an extra
-    except ImportError:
-        raise UserError("this source needs the package `datasets`", fix='pip install "unival[data]"') from None
+    check_package()
+    import datasets  # pyright: ignore[reportMissingImports] - an extra
+
     try:
         if (Path(name) / "dataset_info.json").is_file() or (Path(name) / "dataset_dict.json").is_file():
             data = datasets.load_from_disk(name)

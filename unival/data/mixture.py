@@ -158,13 +158,7 @@ class StageBatches(Dataset[list[Batch]]):
             raise UserError(
                 f"a group has one modality, got {' and '.join(modalities)}", where, "give each its own group"
             )
-        rows = self.rows.rows_per_pass(group.rows)
-        if has_empty_pass(group, rows):
-            raise UserError(
-                f"some steps would have no example: {rows} rows at a time, and every task has a larger `every`",
-                where,
-                "lower `every` of one task, or raise `rows`",
-            )
+        check_passes(group, self.rows.rows_per_pass(group.rows), where)
         sizes = {stream.num_media for stream in streams}
         if group.mixing == "balanced" and group.aligned and len(sizes) > 1:
             listed = ", ".join(f"{stream.entry.task} {stream.num_media}" for stream in streams)
@@ -336,6 +330,13 @@ def rows_of_files(stage: StageConfig) -> dict[str, int]:
         if entry.source.world is None
     }
     return {place: len(open_rows(entry.source)) for place, entry in entries.items()}
+
+
+def check_passes(group: GroupConfig, rows: int, where: str | None = None) -> None:
+    """Refuse a group of which `rows` rows at a time may yield no example."""
+    if has_empty_pass(group, rows):
+        what = f"some steps would have no example: {rows} rows at a time, and every task has a larger `every`"
+        raise UserError(what, where, "lower `every` of one task, or raise `rows`")
 
 
 def has_empty_pass(group: GroupConfig, rows: int) -> bool:

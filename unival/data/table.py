@@ -56,7 +56,7 @@ class TableRows:
     ) -> None:
         self.lines = Lines(path)
         self.path = Path(path)
-        self.columns = _numbers(columns)
+        self.columns = column_numbers(columns)
         num_columns = self.lines.check_columns()
         expected = max(self.columns.values()) + 1
         if isinstance(columns, str) and num_columns > expected:
@@ -102,7 +102,12 @@ class TableRows:
         return MediaRange(str(self.path), offset, length, True, where)
 
 
-def _numbers(columns: str | Sequence[str] | Mapping[str, int]) -> dict[str, int]:
+def column_numbers(columns: str | Sequence[str] | Mapping[str, int]) -> dict[str, int]:
+    """Return the number of each field's column.
+
+    Raises:
+        UserError: There is no such layout.
+    """
     if isinstance(columns, str):
         if columns not in LAYOUTS:
             raise UserError(f"unknown layout {columns!r}", where="columns", fix=did_you_mean(columns, LAYOUTS))

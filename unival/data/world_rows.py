@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from unival.config_problem import check_kinds
 from unival.data import world
 from unival.data.clips import MovingClips, clip_negative_caption, clip_questions
 from unival.data.questions import lookup_questions, questions
@@ -153,6 +154,7 @@ def generator(modality: str, split: str, options: tuple[tuple[str, Any], ...]) -
     for name, _ in options:
         if name not in known:
             raise UserError(f"the {modality} world has no option {name!r}", fix=did_you_mean(name, known))
+    check_kinds(GENERATORS[modality], dict(options), "options.")
     return GENERATORS[modality](split, **dict(options))
 
 

@@ -99,6 +99,10 @@ class Objective:
             raise UserError(f"log_end is {log_end}", fix="give a probability above 0, such as 0.75, or 1")
         if constraint_range is not None and answers:
             raise UserError("constraint_range and answers are both given", fix="give one: each restricts the logits")
+        if answers is not None and not isinstance(answers, Mapping):
+            raise UserError(
+                f"answers: expected a list or a file for each task, got {answers!r}", fix="{vqa: [yes, no]}"
+            )
         self.label_smoothing, self.normalise, self.log_end = label_smoothing, normalise, log_end
         self.drop_worst_ratio, self.drop_worst_after, self.rdrop = drop_worst_ratio, drop_worst_after, rdrop
         self.constraint_range, self.confidence = constraint_range, confidence
@@ -112,6 +116,9 @@ class Objective:
         """Return the loss of a batch and, for each of its tasks, the mean -log p of its target tokens."""
         terms = self.terms(model, batch)
         kept = self.kept(terms, update).total
+        if update == 0 and len(kept) == 0 and self.ignore_prefix + self.ignore_eos > 0:
+            what = f"ignore_prefix: {self.ignore_prefix} and ignore_eos: {self.ignore_eos} leave nothing of the targets"
+            raise UserError(what, fix=f"the longest of the first batch has {batch.target.shape[1]} tokens with `</s>`")
         num = max(1, self.passes * (len(batch.examples) if self.normalise == "example" else len(kept)))
         size = 1 if self.normalise == "batch" else num
         return Loss(kept.sum() / num, task_means(batch, terms.nll / self.passes, terms.row), size)

@@ -191,6 +191,10 @@ def _checked_weights(
     weights: Mapping[str, float], params: Mapping[str, Mapping[str, Any]] | None
 ) -> dict[str, Mapping[str, Any]]:
     """Check the weights and return the parameters by reward."""
+    _require_mapping(weights, "rewards", "{cider_d: 1.0}")
+    _require_mapping(params or {}, "reward_args", "{brevity: {max_words: 9}}")
+    for name, own in (params or {}).items():
+        _require_mapping(own, f"reward_args.{name}", "{max_words: 9}")
     if not weights:
         raise UserError("no reward in the weighted sum", fix=did_you_mean("", REWARDS))
     for name, weight in weights.items():
@@ -202,6 +206,11 @@ def _checked_weights(
             what = f"parameters of reward {name!r}, which has no weight"
             raise UserError(what, fix=did_you_mean(name, weights))
     return dict(params or {})
+
+
+def _require_mapping(value: Any, what: str, example: str) -> None:
+    if not isinstance(value, Mapping):
+        raise UserError(f"{what} is {value!r}", fix=f"write it as {example}")
 
 
 def _parameters(function: Callable[..., Rewards]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedConfig
 
 from unival.checkpoint import load_bart, load_encoder, load_model, quiet_transformers, resolve_model_dir
@@ -90,12 +91,18 @@ def rebuild(model: UnivalForConditionalGeneration, changes: dict[str, Any]) -> U
     check_options(changes, settings)
     with quiet_transformers():
         new = UnivalForConditionalGeneration(UnivalConfig.from_dict(settings | changes))
-    state, wanted = model.state_dict(), new.state_dict()
-    changed = [name for name, tensor in state.items() if name not in wanted or wanted[name].shape != tensor.shape]
-    if changed:
-        raise UserError(f"these model options change the shape of {len(changed)} weights", where=", ".join(changed[:5]))
+    state = model.state_dict()
+    check_kept(state, new.state_dict())
     new.load_state_dict(state, strict=False)
     return new
+
+
+def check_kept(old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> None:
+    """Refuse a change of the model after which a weight has another shape, or no place."""
+    changed = [name for name, tensor in old.items() if name not in new or new[name].shape != tensor.shape]
+    if changed:
+        what = f"these model options change the shape of {len(changed)} weights"
+        raise UserError(what, ", ".join(changed[:5]), "leave these sizes as they are, or start from scratch")
 
 
 def check_options(options: Mapping[str, Any], known: Iterable[str]) -> None:

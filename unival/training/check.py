@@ -4,7 +4,6 @@ Each message names the key, the value, what is valid and what is close to it.
 """
 
 import importlib.util
-import inspect
 import os
 import shutil
 import sys
@@ -15,10 +14,13 @@ from typing import Any
 
 import torch
 
-from unival.checkpoint import BUILT_IN_ENCODERS, resolve_model_dir
-from unival.config_problem import at
-from unival.data.mixture import RowSlice
+from unival.checkpoint import BUILT_IN_ENCODERS, read_config, resolve_model_dir
+from unival.config_problem import at, check_exists
+from unival.data.archive import expand
+from unival.data.huggingface import check_package
+from unival.data.mixture import BUCKET_FIELD, RowSlice, check_passes
 from unival.data.source import open_source
+from unival.data.table import column_numbers
 from unival.errors import UserError, did_you_mean
 from unival.evaluation.checks import metric_names
 from unival.evaluation.submission import KINDS
@@ -26,9 +28,7 @@ from unival.generate import SearchOptions
 from unival.log import no_tensorboard
 from unival.model.modeling import MEDIA_INPUTS, UnivalForConditionalGeneration
 from unival.model.processing import check_media
-from unival.objectives._likelihood import allowed_ids
-from unival.objectives.base import get_objective, objective_class
-from unival.rewards import check_rewards, get_reward
+from unival.rewards import get_reward
 from unival.schema import (
     EvaluationConfig,
     GroupConfig,
@@ -40,7 +40,8 @@ from unival.schema import (
     ValidationConfig,
 )
 from unival.tasks.base import Task, get_task
-from unival.training.building import refuse_unknown
+from unival.training.building import check_kept, refuse_unknown
+from unival.training.check_objective import check_objective, check_sampling
 from unival.training.check_resume import check_resume
 from unival.training.optim import build_optimizer, freeze
 from unival.training.sketch import Sketch, media_defaults, sketch
@@ -64,6 +65,7 @@ def check_run(config: RunConfig, processes: int = 1) -> None:
     check_start(config)
     stages = sketch(config)
     check_resume(config)
+    check_shapes(config)
     for number, (stage, model) in enumerate(zip(config.stages, stages, strict=True)):
         key = f"stages.{number}"
         with at("model"):
@@ -90,7 +92,7 @@ def check_execution(config: RunConfig, processes: int) -> None:
         key = f"stages.{number}"
         for index, group in enumerate(stage.groups):
             with at(f"{key}.groups.{index}.rows"):
-                RowSlice(0, processes, config.accumulation).rows_per_pass(group.rows)
+                check_passes(group, RowSlice(0, processes, config.accumulation).rows_per_pass(group.rows))
         check_sampling(config, stage, processes, f"{key}.objective")
         if config.parallel.kind == "fsdp" and stage.optim.muon and processes > 1:
             raise UserError("Muon needs whole matrices", f"{key}.optim.muon", "use parallel.kind=ddp, or optim.muon=[]")
@@ -127,21 +129,25 @@ def check_start(config: RunConfig) -> None:
             fix = "give one of them"
             raise UserError(f"{config.bart_weights!r} would replace what `init` ({config.init!r}) loads", fix=fix)
         check_exists(config.bart_weights)
+    for name, path in (("bpe", config.tokenizer.bpe), ("path", config.tokenizer.path)):
+        if path is not None and config.init is not None:
+            what = f"{path!r} is not used: `init` brings its tokenizer"
+            raise UserError(what, f"tokenizer.{name}", "give one of them")
     with at("tokenizer.bpe"):
-        if config.tokenizer.bpe is not None and config.init is not None:
-            raise UserError(
-                f"{config.tokenizer.bpe!r} is not used: `init` brings its tokenizer", fix="give one of them"
-            )
         check_exists(config.tokenizer.bpe)
     with at("resume"):
         check_exists(None if config.resume == "auto" else config.resume)
-    joining = {name for stage in config.stages for name in stage.add}
-    if config.init is None:
-        joining |= {name for name, options in config.model.items() if options is not None}
     for name, path in config.encoder_weights.items():
-        if name in joining:  # those of others serve `unival.tiny.align_names`
-            with at(f"encoder_weights.{name}"):
-                check_exists(BUILT_IN_ENCODERS.get(path, path))
+        with at(f"encoder_weights.{name}"):
+            check_exists(BUILT_IN_ENCODERS.get(path, path))
+
+
+def check_shapes(config: RunConfig) -> None:
+    """Refuse options of the model that change the shape of weights which `init` brings."""
+    if config.init is not None and config.model:
+        settings = read_config(resolve_model_dir(config.init)).to_dict()
+        with at("model"):
+            check_kept(*(Sketch(each, {}).build().state_dict() for each in (settings, settings | config.model)))
 
 
 def check_group(group: GroupConfig, model: Sketch, network: UnivalForConditionalGeneration, key: str) -> None:
@@ -158,9 +164,19 @@ def check_group(group: GroupConfig, model: Sketch, network: UnivalForConditional
             what = f"{name} is {getattr(group, name)}, but the group has no {modality}s"
             raise UserError(what, key, f"its modality is {next(iter(modalities))}: remove {name}")
     own = {name: size for name in MEDIA_SIZES if (size := getattr(group, name)) is not None}
-    if group.buckets and "image" in modalities:
-        own["image_px"] = max(group.buckets)
+    if group.buckets:
+        check_buckets(group, task.modality, f"{key}.buckets")
+        own |= {"image_px": max(group.buckets)} if "image" in modalities else {}
     check_fits(network, task, model.media | own, key)
+
+
+def check_buckets(group: GroupConfig, modality: str, key: str) -> None:
+    """Refuse buckets for rows that have no sizes."""
+    if modality not in BUCKET_FIELD:
+        raise UserError(f"they are for pictures and clips, not for {modality}", key, "leave them out")
+    if any(entry.source.world is not None for entry in group.tasks):
+        fix = "leave them out: its pictures have one size"
+        raise UserError("rows of the embedded world do not say how large they are", key, fix)
 
 
 def check_fits(network: UnivalForConditionalGeneration, task: Task, media: Mapping[str, Any], key: str) -> None:
@@ -199,6 +215,17 @@ def check_source(source: SourceConfig, name: str, task: Task, key: str) -> None:
             check_exists(path)
             if kind != "media_root" and path is not None and Path(path).is_dir():
                 raise UserError(f"{path} is a folder", fix="give the file of rows in it")
+    if source.tsv is not None and not isinstance(source.columns, dict):
+        with at(f"{key}.columns"):
+            column_numbers(source.columns or "caption")
+    if source.huggingface is not None:
+        with at(f"{key}.huggingface"):
+            check_package()
+    with at(f"{key}.webdataset"):
+        given = source.webdataset or ()
+        for pattern in [given] if isinstance(given, str) else given:
+            for path in expand(pattern):
+                check_exists(path)
     if source.world is not None:
         with at(key):
             open_source(source, name, task.modality)
@@ -209,59 +236,6 @@ def check_schedule(stage: StageConfig, key: str) -> None:
     length = stage.optim.schedule_steps
     if length is not None and stage.epochs is None and length < stage.steps:
         raise UserError(f"{length}, and the stage has {stage.steps} steps", key, "leave it out, or give more")
-
-
-def check_objective(stage: StageConfig, model: Sketch, key: str) -> None:
-    """Refuse unknown objectives, arguments and rewards; values are checked where that needs no data."""
-    args = stage.objective.args
-    numbers = {name: value for name, value in args.items() if name not in ("answers", "rewards", "reward_args")}
-    with at(key):
-        cls = objective_class(stage.objective.name, args)
-        for name, parameter in inspect.signature(cls).parameters.items():
-            if type(parameter.default) is int and isinstance(numbers.get(name), float):
-                raise UserError(f"args.{name} is {numbers[name]}", fix="give a whole number")
-        try:
-            get_objective(stage.objective.name, args, None, list)
-            allowed_ids(args.get("constraint_range"), model.settings["vocab_size"], torch.device("cpu"))
-        except TypeError:  # what comparing and counting raise
-            wrong = {name: value for name, value in numbers.items() if isinstance(value, str | dict)}
-            raise UserError(f"args: expected numbers, got {wrong}", fix="write numbers without quotes") from None
-    if args.get("start") is not None:
-        with at(f"{key}.args.start"):
-            resolve_model_dir(str(args["start"]))
-    answers = args.get("answers")
-    for task, path in (answers if isinstance(answers, Mapping) else {}).items():
-        if isinstance(path, str):
-            with at(f"{key}.args.answers.{task}"):
-                check_exists(BUILT_IN_ENCODERS.get(path, path))
-    rewards = args.get("rewards")
-    if isinstance(rewards, Mapping):
-        with at(f"{key}.args.rewards"):
-            check_rewards(rewards, args.get("reward_args"), given={"num_bins": 1})
-
-
-def check_sampling(config: RunConfig, stage: StageConfig, processes: int, key: str) -> None:
-    """Refuse ways of sharing the work that an objective which samples cannot have."""
-    with at(key):
-        cls = objective_class(stage.objective.name, stage.objective.args)
-    if not hasattr(cls, "draw"):
-        return
-    args = stage.objective.args
-    samples, keep = (args.get(name, getattr(cls, name, 0)) for name in ("samples", "keep"))
-    for group in stage.groups if keep else ():
-        shares = sum(entry.share for entry in group.tasks) if group.mixing == "balanced" else 1
-        num = group.rows // (processes * config.accumulation) * shares * samples
-        if round(num * keep) < 2:  # their minimum is taken off
-            what = f"of the {num} samples of a pass a share of {keep:g} is kept: fewer than two weigh nothing"
-            raise UserError(what, f"{key}.args.keep", "more `rows` or `samples`, or fewer passes and processes")
-    normalise = args.get("normalise", getattr(cls, "normalise", None))
-    if config.accumulation > 1 and normalise == "token":
-        given = f"with `accumulation: {config.accumulation}`"
-        what = f"{given} the first pass would have to be divided by tokens that later passes have yet to sample"
-        raise UserError(what, f"{key}.args.normalise", "`normalise: sequence`, or `accumulation: 1`")
-    if config.parallel.kind == "fsdp" and config.parallel.reshard and processes > 1:
-        what = "FSDP2 cannot give up layers while an objective samples"
-        raise UserError(what, "parallel.reshard", "`parallel.reshard=false`")
 
 
 def check_patterns(stage: StageConfig, network: UnivalForConditionalGeneration, key: str) -> None:
@@ -285,7 +259,7 @@ def check_evaluations(
         names.add(evaluation.name)
         task = check_task(evaluation, model, place)
         with at(f"{place}.search"):
-            check_search(evaluation.search)
+            check_search(evaluation.search, task)
         if evaluation.rerank is not None:
             with at(f"{place}.rerank"):
                 get_reward(evaluation.rerank.reward, evaluation.rerank.args)
@@ -311,21 +285,15 @@ def check_monitor(validation: ValidationConfig, key: str) -> None:
             raise UserError(what, fix=did_you_mean(metric, names) if names else "its first row has no label")
 
 
-def check_search(options: Mapping[str, Any]) -> None:
-    """Refuse search options that do not exist or have the wrong type."""
+def check_search(options: Mapping[str, Any], task: Task) -> None:
+    """Refuse search options that do not exist, have the wrong type, or leave no length."""
+    lengths = {"min_len": task.min_new_tokens, "max_len_b": task.max_new_tokens - 1}
     try:
-        SearchOptions.from_original(options)
+        chosen = SearchOptions.from_original(lengths | dict(options))
     except TypeError:
         wrong = {name: value for name, value in options.items() if isinstance(value, str | list | dict)}
         raise UserError(f"expected numbers, got {wrong}", fix="write numbers without quotes") from None
-
-
-def check_exists(path: Any) -> None:
-    """Refuse the path of a file or folder that is not there; None is no path."""
-    if path is None or Path(path).exists():
-        return
-    parent = Path(path).parent
-    if parent.is_dir():
-        siblings = sorted(entry.name for entry in parent.iterdir() if not entry.name.startswith("."))
-        raise UserError(f"no such file: {path}", fix=f"in {parent}: {did_you_mean(Path(path).name, siblings)}")
-    raise UserError(f"no such file: {path}", fix=f"there is no folder {parent}; paths of data start at `data.root`")
+    is_known = chosen.max_len_a == 0 and not chosen.repeat_prompt and task.prompt_type == "none"  # without a prompt
+    if is_known and chosen.min_len > chosen.max_len(0):
+        what = f"min_len is {chosen.min_len}, above the longest length of {chosen.max_len(0)}"
+        raise UserError(what, fix="lower `min_len`, or raise `max_len_b`")

@@ -28,14 +28,21 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     for key, patterns in (("lr_scale", config.lr_scale), ("muon", config.muon)):
         for pattern in patterns:
-            if not any(matches(name, [pattern]) for name in trained):
+            named = [name for name in trained if matches(name, [pattern])]
+            if not named:
                 what = f"{key}: no trainable parameter starts with {pattern!r}"
                 raise UserError(what, fix=did_you_mean(pattern, tops(trained)))
+            if key == "muon" and all(trained[name].ndim < 2 for name in named):
+                what = f"muon: {pattern!r} names vectors only, such as {named[0]}"
+                raise UserError(what, fix="Muon is for matrices and kernels; name some, or leave it out")
+            if key == "lr_scale" and all(first_match(name, config.lr_scale) != pattern for name in named):
+                what = f"lr_scale: {pattern!r} never counts: {first_match(named[0], config.lr_scale)!r} comes first"
+                raise UserError(what, fix="write the longer beginning first")
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for pattern in [*config.lr_scale, ""]:
         groups |= {(pattern, False): [], (pattern, True): []}
     for name, parameter in trained.items():
-        scale = next((pattern for pattern in config.lr_scale if matches(name, [pattern])), "")
+        scale = first_match(name, config.lr_scale)
         groups[scale, parameter.ndim >= 2 and matches(name, config.muon)].append(parameter)
     options: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps, "fused": True}
     options["weight_decay"] = config.weight_decay
@@ -142,6 +149,11 @@ def tops(names: Iterable[str]) -> set[str]:
 def matches(name: str, patterns: Iterable[str]) -> bool:
     """Say whether a parameter's name starts with one of the patterns, in which `*` stands for anything."""
     return any(fnmatchcase(name, f"{pattern}*") for pattern in patterns)
+
+
+def first_match(name: str, patterns: Iterable[str]) -> str:
+    """Return the first pattern that a parameter's name starts with, or nothing."""
+    return next((pattern for pattern in patterns if matches(name, [pattern])), "")
 
 
 def set_train_mode(model: nn.Module, stage: StageConfig) -> None:

@@ -20,6 +20,14 @@ class Interrupted(Exception):
         self.code = 128 + number
 
 
+class StoppedAtOnce(KeyboardInterrupt):
+    """A second signal came before the run had stopped; `code` is 128 + its number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.code = 128 + number
+
+
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Say in one line that what runs was stopped and goes on later; the exit code is 128 + the signal's number.
@@ -64,7 +72,7 @@ class StopSignal:
         if number == signal.SIGUSR1:
             self.wants_checkpoint = True
         elif self.number:
-            raise KeyboardInterrupt
+            raise StoppedAtOnce(number)
         else:
             self.number = number
 
