@@ -4,7 +4,7 @@ Its tensors hold their values on the CPU and say that they are elsewhere. An ope
 refused, as CUDA refuses it; any other computes what the CPU computes, so results can be compared bit for bit. It
 changes torch for good, so it is imported before `unival`, in a process of its own (`tests/e2e/test_device.py`).
 
-Not copied: kernels of CUDA, streams, and its autocast.
+Under autocast it casts what CUDA casts (`torch/aten/src/ATen/autocast_mode.h`). Not copied: kernels and streams.
 """
 
 import contextlib
@@ -50,8 +50,18 @@ class _Backend(_DummyBackendModule):
 
 _setup_privateuseone_for_python_backend(NAME, backend_module=_Backend())
 DEVICE = torch.device(NAME, 0)
+CASTS = {
+    "short": "conv1d conv2d conv3d linear matmul mm mv bmm baddbmm addmm addmv addbmm einsum "
+    "scaled_dot_product_attention",
+    "float32": "exp log log1p expm1 pow rsqrt reciprocal softplus layer_norm native_layer_norm group_norm "
+    "cosine_similarity nll_loss nll_loss2d cross_entropy_loss kl_div l1_loss mse_loss cdist logsumexp",
+    "float32 without dtype": "prod softmax log_softmax cumprod cumsum sum linalg_vector_norm",
+    "widest": "addcdiv addcmul dot index_put tensordot scatter_add grid_sampler bilinear",
+}
+AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
 _fallthrough = torch.library.Library("_", "IMPL", "AutocastPrivateUse1")
 _fallthrough.fallback(torch.library.fallthrough_kernel)
+_casting = torch.library.Library("aten", "IMPL", "AutocastPrivateUse1")
 
 
 class Elsewhere(Tensor):
@@ -116,6 +126,32 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 def _here(leaf: Any) -> Any:
     return leaf.here if isinstance(leaf, Elsewhere) else leaf
+
+
+def _cast(operation: Any, kind: str) -> Any:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        dtype = torch.get_autocast_dtype(NAME) if kind == "short" else torch.float32
+        floats = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        is_left = kind == "float32 without dtype" and kwargs.get("dtype") is not None
+        is_left |= kind == "widest" and not any(leaf.dtype == torch.float32 for leaf in floats)
+        with torch._C._ExcludeDispatchKeyGuard(AUTOCAST):
+            return operation(*args, **kwargs) if is_left else operation(*_to(dtype, args), **_to(dtype, kwargs))
+
+    return run
+
+
+def _to(dtype: torch.dtype, tree: Any) -> Any:
+    def cast(leaf: Any) -> Any:
+        is_cast = isinstance(leaf, Elsewhere) and leaf.is_floating_point() and leaf.dtype != torch.float64
+        return leaf.to(dtype) if is_cast else leaf
+
+    return tree_map(cast, tree)
+
+
+for kind, names in CASTS.items():
+    for packet in (getattr(torch.ops.aten, name) for name in names.split()):
+        for operation in (getattr(packet, overload) for overload in packet.overloads() if "out" not in overload):
+            _casting.impl(operation.name().removeprefix("aten::"), _cast(operation, kind))
 
 
 class _Mode(TorchDispatchMode):

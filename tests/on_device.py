@@ -184,6 +184,23 @@ def codec(place: torch.device, _: Path) -> dict[str, Any]:
     return {"state": network.state_dict(), "errors": measure(network, pictures.to(place))}
 
 
+SHORT = ("every term of the loss", "supervised too")
+
+
+def in_short_types(stage: dict[str, Any]) -> Callable[[], None]:
+    """Return a training on the device under autocast in both short types; weights and averages stay float32."""
+
+    def run() -> None:
+        for precision in ("bf16", "fp16"):
+            with tempfile.TemporaryDirectory() as folder, device.elsewhere() as place:
+                weights = train({"precision": precision, "ema": {"decay": 0.9}}, stage)(place, Path(folder) / "run")
+            for name, tensor in weights.items():
+                assert tensor.dtype in (torch.float32, torch.int64), (precision, name, tensor.dtype)
+                assert tensor.isfinite().all(), (precision, name)
+
+    return run
+
+
 CHECKS: dict[str, Callable[[torch.device, Path], Any]] = {
     **{f"train: {name}": train({}, stage) for name, stage in STAGES.items()},
     **{f"train: {name}": train(changes, {}) for name, changes in RUNS.items()},
@@ -193,18 +210,19 @@ CHECKS: dict[str, Callable[[torch.device, Path], Any]] = {
     "sweep": sweep,
     "codec": codec,
 }
+ALONE: dict[str, Callable[[], None]] = {f"train: {name} in short types": in_short_types(STAGES[name]) for name in SHORT}
 
 
 def main(names: list[str]) -> None:
     """Run checks; the last line of the output is a JSON object with the problem of each, or null."""
     found: dict[str, str | None] = {}
-    for name, work in CHECKS.items():
+    for name in (*CHECKS, *ALONE):
         if not name.startswith(tuple(names) or ""):
             continue
         torch.manual_seed(0)
         with tempfile.TemporaryDirectory() as folder:
             try:
-                both(work, Path(folder))
+                ALONE[name]() if name in ALONE else both(CHECKS[name], Path(folder))
                 found[name] = None
             except Exception:
                 found[name] = traceback.format_exc()
