@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,8 @@ UNSUPPORTED = (
 MOVES_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga", "mica")
 # The heads that PEFT saves whole for a task, also where `modules_to_save` does not name them.
 TASK_HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
+# What every model of transformers calls its Conv1D layers, stored as (in, out); some have linear layers of these names.
+CONV1D = ("c_attn", "c_fc", "c_proj", "q_attn")
 MAX_LISTED = 5
 ROWS_AT_ONCE = 256
 
@@ -178,10 +180,7 @@ class Adapter:
             )
         new = sorted(changed - set(infos))
         infos |= {name: self.factors[stored] for name, stored in self.replacements.items()}
-        updates = {
-            f"{layer}.weight": self._fitted(layer, update, infos[f"{layer}.weight"])
-            for layer, update in self.layers.items()
-        }
+        updates = {f"{layer}.weight": update for layer, update in self._fitted(infos).items()}
         # A new head makes it the whole model, where all names have the prefix; else it stays what the base is.
         cut = 0 if new else len(prefix)
         infos = {name[cut:]: info for name, info in sorted(infos.items())}
@@ -201,7 +200,18 @@ class Adapter:
         rank = self.factors[a].shape[0]
         return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
 
-    def _fitted(self, layer: str, update: Update, weight: TensorInfo) -> Update:
+    def _fitted(self, infos: Mapping[str, TensorInfo]) -> dict[str, Update]:
+        """Return the update of each layer as its weight is stored; only a square weight leaves a choice."""
+        fits = {layer: self._fits(layer, update, infos[f"{layer}.weight"]) for layer, update in self.layers.items()}
+        certain = {layer: True in ways for layer, ways in fits.items() if len(ways) == 1}
+        known = _known_by_bias(infos)
+        known |= {layer: way for layer, way in certain.items() if not self.layers[layer].is_embedding}
+        chosen = {layer: self._chosen(layer, known) for layer in fits if layer not in certain}
+        ways = certain | chosen
+        return {layer: replace(update, is_transposed=ways[layer]) for layer, update in self.layers.items()}
+
+    def _fits(self, layer: str, update: Update, weight: TensorInfo) -> set[bool]:
+        """Return whether the weight must be transposed for the update to fit: one answer, or both."""
         a, b = self.factors[update.a].shape, self.factors[update.b].shape
         update_shape, rows = (b[0], *a[1:]), (weight.shape[0], math.prod(weight.shape[1:]))
         flat = (b[0], math.prod(a[1:]))
@@ -214,15 +224,51 @@ class Adapter:
                 where=str(self.path),
                 fix="give the base that this adapter was trained on: --base DIR",
             )
-        # Only a square weight leaves a choice.
-        is_transposed = bool(self.config.get("fan_in_fan_out")) if all(fits.values()) else fits[True]
         if update.magnitude and (len(a) != 2 or update.is_embedding):
             raise UserError(
                 f"{layer!r} is no linear layer, and its adapter is a DoRA",
                 where=str(self.path),
                 fix="merge it into its base with PEFT: merge_and_unload()",
             )
-        return Update(update.a, update.b, update.scale, is_transposed, update.magnitude)
+        return {way for way, is_possible in fits.items() if is_possible}
+
+    def _chosen(self, layer: str, known: Mapping[str, bool]) -> bool:
+        """Say whether a square weight is transposed, from the layers of its name, then from those of its kind.
+
+        PEFT writes ``fan_in_fan_out`` of the layer that it changed last, and corrects it for every layer as it loads
+        them. It counts only where no layer of the adapter shows its own side, which explains or refutes it.
+        """
+        name, flag = _last(layer), bool(self.config.get("fan_in_fan_out"))
+        namesakes = {way for other, way in known.items() if _last(other) == name}
+        if len(namesakes) == 1:
+            return namesakes.pop()
+        alike = {way for other, way in known.items() if (_last(other) in CONV1D) == (name in CONV1D)}
+        if not set(self.layers) & set(known):
+            alike.add(flag)
+        if len(alike) > 1:
+            raise UserError(
+                f"{layer!r} is square, and other layers and fan_in_fan_out do not agree whether it is transposed",
+                where=str(self.path),
+                fix="merge it into its base with PEFT: merge_and_unload()",
+            )
+        return alike.pop() if alike else flag
+
+
+def _last(layer: str) -> str:
+    return layer.rpartition(".")[2]
+
+
+def _known_by_bias(infos: Mapping[str, TensorInfo]) -> dict[str, bool]:
+    """Return the layers whose bias shows which side of the weight is the output, and whether it is the second."""
+    found = {}
+    for name, info in infos.items():
+        layer, _, kind = name.rpartition(".")
+        bias = infos.get(f"{layer}.bias")
+        if kind == "weight" and bias and len(set(info.shape)) == len(info.shape) == 2:
+            sides = [bias.shape == (side,) for side in info.shape]
+            if any(sides):
+                found[layer] = sides[1]
+    return found
 
 
 def _prefix(names: Set[str], base: Mapping[str, TensorInfo]) -> str:

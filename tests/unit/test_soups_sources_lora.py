@@ -128,13 +128,60 @@ def test_settings_that_change_an_adapter_change_its_digest(tmp_path):
 
 
 @pytest.mark.parametrize("fan_in_fan_out", [False, True])
-def test_only_a_square_weight_asks_the_configuration_how_it_is_stored(tmp_path, fan_in_fan_out):
-    base = save_base(tmp_path / "base")
-    low = {"enc.square.lora_A.weight": draw(1, 2, 4), "enc.square.lora_B.weight": draw(2, 4, 2)}
-    path = save_adapter(tmp_path / "a", low, fan_in_fan_out=fan_in_fan_out)
-    update = low["enc.square.lora_B.weight"] @ low["enc.square.lora_A.weight"] * 4
-    expected = base["enc.square.weight"] + (update.t() if fan_in_fan_out else update)
-    close({"w": open_checkpoint(path).load()["enc.square.weight"]}, {"w": expected})
+def test_only_a_square_weight_that_nothing_tells_of_asks_the_configuration(tmp_path, fan_in_fan_out):
+    weight = draw(4, 4, 4)
+    save_file({"enc.square.weight": weight}, tmp_path / "base.safetensors")
+    path = save_adapter(tmp_path / "a", pair("enc.square", 4, 4), fan_in_fan_out=fan_in_fan_out)
+    update = (draw(2, 4, 2) @ draw(1, 2, 4)) * 4
+    found = open_checkpoint(path, adapter_base=open_checkpoint(tmp_path / "base.safetensors")).load()
+    close(found, {"enc.square.weight": weight + (update.t() if fan_in_fan_out else update)})
+
+
+CONV1D, LINEAR = ("c_attn", (4, 12)), ("mlp.dense", (12, 4))
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+@pytest.mark.parametrize(
+    ("square", "others", "has_bias", "flag", "is_transposed"),
+    [
+        ("attn.c_proj", [CONV1D], False, False, True),  # the last layer that PEFT visited was another
+        ("attn.c_proj", [("mlp.c_proj", (16, 4)), ("lm_head", (9, 4))], True, False, True),
+        ("attn.c_proj", [("mlp.c_fc", (16, 4))], False, False, False),  # linear layers of those names: StarCoder
+        ("vit.query", [CONV1D, LINEAR], True, True, False),  # ViT before GPT-2
+        ("attn.q_proj", [LINEAR], False, False, False),
+    ],
+)
+def test_a_square_weight_is_stored_as_the_other_layers_of_its_kind(
+    tmp_path, square, others, has_bias, flag, is_transposed, use_dora
+):
+    """Layers with a bias tell it without being in the adapter, but for the first, which is in the adapter alone."""
+    base = {f"{square}.weight": draw(1, 4, 4)}
+    for layer, shape in others:
+        bias = {f"{layer}.bias": draw(4, shape[layer.rpartition(".")[2] in ("c_attn", "c_proj")])} if has_bias else {}
+        base |= {f"{layer}.weight": draw(3, *shape)} | bias
+    save_file(base, tmp_path / "base.safetensors")
+    layer, (rows, columns) = others[0]
+    inputs, outputs = (rows, columns) if layer != "mlp.c_fc" and layer != "mlp.dense" else (columns, rows)
+    low = pair(square, 4, 4) | pair(layer, inputs, outputs)
+    if use_dora:
+        low |= {f"{square}.lora_magnitude_vector": draw(5, 4).abs(), f"{layer}.lora_magnitude_vector": draw(6, outputs)}
+    path = save_adapter(tmp_path / "a", low, fan_in_fan_out=flag, use_dora=use_dora)
+    found = open_checkpoint(path, adapter_base=open_checkpoint(tmp_path / "base.safetensors")).load()
+    weight = base[f"{square}.weight"].double()
+    weight = weight.t() if is_transposed else weight
+    expected = weight + 4 * low[f"{square}.lora_B.weight"].double() @ low[f"{square}.lora_A.weight"].double()
+    if use_dora:
+        expected *= (low[f"{square}.lora_magnitude_vector"] / expected.norm(dim=1))[:, None]
+    expected = (expected.t() if is_transposed else expected).float()
+    torch.testing.assert_close(found[f"{square}.weight"], expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_square_weight_of_which_layers_and_configuration_say_different_things_is_refused(tmp_path):
+    base = {"enc.square.weight": draw(1, 4, 4), "enc.proj.weight": draw(2, 6, 4), "enc.proj.bias": draw(3, 6)}
+    save_file(base, tmp_path / "base.safetensors")
+    path = save_adapter(tmp_path / "a", pair("enc.square", 4, 4), fan_in_fan_out=True)
+    with pytest.raises(UserError, match=r"'enc\.square' is square, and other layers and fan_in_fan_out do not agree"):
+        open_checkpoint(path, adapter_base=open_checkpoint(tmp_path / "base.safetensors"))
 
 
 def test_dora_rescales_the_rows_of_the_updated_weight(tmp_path):
