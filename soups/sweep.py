@@ -282,6 +282,13 @@ def _write_manifest(sweep: Sweep, out_dir: Path, *, has_results: bool) -> None:
             where=str(out_dir / SWEEP_NAME),
             fix="give another -o",
         )
+    # Coefficients, paths between models and `--integers first` are read in this order.
+    if list(before["checkpoints"]) != list(manifest["checkpoints"]):
+        raise UserError(
+            f"this folder holds a sweep of these models in another order: {', '.join(before['checkpoints'])}",
+            where=str(out_dir / SWEEP_NAME),
+            fix="give the models, and their --weights, in that order, or give another -o",
+        )
 
 
 def _without_paths(value: Any) -> Any:

@@ -187,7 +187,9 @@ class Judge:
         members = {name: self.models.checkpoint(node, name).digest for name, node in mixture.members.items()}
         base = self.models.checkpoint(self.plan.start).digest if mixture.has_base else None
         identity = get_method(mixture.method).identity
-        content = json.dumps([members, identity, dict(mixture.params), base, bool(mixture.greedy)], sort_keys=True)
+        # The order of the members counts, as in every sweep; that of the parameters does not.
+        params = dict(sorted(mixture.params.items()))
+        content = json.dumps([members, identity, params, base, bool(mixture.greedy)])
         return self.root / f"{slug(mixture.name)}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
     def score(self, mixture: Mixture) -> list[Result]:

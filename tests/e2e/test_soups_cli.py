@@ -181,7 +181,7 @@ def test_a_sweep_is_extended_and_repeated_without_new_work(models, tmp_path):
     assert len(calls) == 5
     sweep(models, tmp_path / "s", "--weights", "0.5,0.5", "--weights", "-0.5,1.5", "--extrapolate")
     assert len(calls) == 6
-    sweep(reversed(models), tmp_path / "s", "--points", 5, code=0)
+    sweep(models, tmp_path / "s", "--points", 5)
     assert len(calls) == 6
 
 
@@ -203,6 +203,16 @@ def test_another_sweep_in_the_same_folder_is_refused(models, tmp_path):
     sweep(models, tmp_path / "s", "--points", 2)
     message = sweep(models, tmp_path / "s", "--points", 2, "--arg", "interrupt_after=50", code=2)
     assert "differs in: args" in message
+
+
+def test_the_same_models_in_another_order_are_refused_with_the_order_of_the_folder(models, tmp_path):
+    """Paths between models, the shades of figures and `--integers first` are read in the order of the first run."""
+    sweep(models, tmp_path / "s", "--points", 2)
+    before = table(tmp_path / "s")
+    message = sweep(reversed(models), tmp_path / "s", "--points", 5, code=2)
+    assert "a sweep of these models in another order: a, b" in message
+    assert "give the models, and their --weights, in that order, or give another -o" in " ".join(message.split())
+    assert table(tmp_path / "s") == before
 
 
 def test_a_corrupt_line_in_the_middle_is_named(models, tmp_path):

@@ -296,6 +296,17 @@ def test_only_what_changed_is_done_again() -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_specialists_in_another_order_are_scored_in_folders_of_their_own() -> None:
+    small = ["seeds=[1]", "merges={uniform: {}}", "spider=null", "paths=[]", "pairs=[]"]
+    first = run_study(load_study(Path("study.yaml"), small), Path("out"))
+    up = "  up: {rewards: {up: 1.0}, metric: up}\n"
+    Path("study.yaml").write_text(STUDY.replace(up, "").replace("specialists:\n", "specialists:\n" + up))
+    again = run_study(load_study(Path("study.yaml"), small), Path("out"))
+    assert len(trainings()) == 3
+    assert again["merges"]["names"] == first["merges"]["names"]
+
+
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.slow
 def test_a_study_that_is_killed_at_every_write_ends_with_the_same_numbers() -> None:
     merges = "{greedy: {method: greedy, metric: mean}, fusing: {chain: fusing}}"
