@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -49,16 +49,20 @@ class Objective:
 
 @dataclass(frozen=True)
 class Learned:
-    """The result: coefficients by group and model, and mean losses before and after."""
+    """The result: coefficients by group and model, and mean losses before and after.
+
+    ``tied`` are the stored names that are another tensor in the model, whose coefficients they have.
+    """
 
     per: Per
     coefficients: dict[str, dict[str, float]]
     history: list[float]
     losses: dict[str, float]
+    tied: dict[str, str] = field(default_factory=dict)
 
     def weights_of(self, name: str) -> dict[str, float]:
         """Return the coefficients of one tensor."""
-        return self.coefficients[group_of(name, self.per)]
+        return self.coefficients[group_of(self.tied.get(name, name), self.per)]
 
 
 def group_of(name: str, per: Per) -> str:
@@ -101,11 +105,12 @@ class MergedModel:
             parameter.requires_grad_(False)
         states = [checkpoint.load() for checkpoint in checkpoints]
         self._fixed = _integers(checkpoints, states, live, integers)
-        again = {name for names in aliases(live) for name in names[1:]}  # torch ties them to the first by itself
+        stored = [[name for name in names if name in infos] for names in aliases(live)]
+        self.tied = {name: names[0] for names in stored for name in names[1:]}  # torch ties them by itself
         self._tensors = {
             name: [state[name].to(live[name]) for state in states]
             for name, info in infos.items()
-            if info.is_float and name not in again
+            if info.is_float and name not in self.tied
         }
         self.groups = sorted({group_of(name, per) for name in self._tensors})
         self._group = {name: self.groups.index(group_of(name, per)) for name in self._tensors}
@@ -199,7 +204,7 @@ def learn(
     rows = learned.double()
     rows = (rows / rows.sum(dim=1, keepdim=True)).tolist()
     coefficients = {group: dict(zip(names, row, strict=True)) for group, row in zip(soup.groups, rows, strict=True)}
-    return Learned(per, coefficients, history, losses)
+    return Learned(per, coefficients, history, losses, soup.tied)
 
 
 def _mean_loss(objective: Objective, call: Callable[..., Any], spec: str) -> float:

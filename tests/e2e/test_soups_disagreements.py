@@ -205,6 +205,14 @@ def test_a_tied_model_is_measured_and_learned_and_what_it_prints_is_no_json(tmp_
     assert losses["equal"] == pytest.approx(float(expected), rel=1e-5)
     for lr in ("-1", "nan"):
         assert f"the learning rate is {lr}" in soups(*words, "--lr", lr, code=2)
+    for per in ("module", "tensor"):  # the output layer has the coefficients of the embedding that it is
+        found = json.loads(soups(*words, "--lr", 1, "--per", per, "--save", tmp_path / per))
+        ((_, weights),) = found["coefficients"].items()
+        expected = weights["a"] * table["a"].double() + weights["b"] * table["b"].double()
+        merged = load_file(tmp_path / per / "model.safetensors")
+        assert weights["a"] != weights["b"]
+        for name in merged:
+            torch.testing.assert_close(merged[name], expected.float())
 
 
 @pytest.mark.parametrize(
