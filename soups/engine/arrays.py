@@ -13,11 +13,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from soups.methods._weights import has_nan, keep_equal
+
 Wide = NDArray[np.float64]
 FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
 DTYPES = (*FLOATS, "BF16")  # the dtypes that can be widened here
 QUIET_NAN = np.uint16(0x7FC0)
 EXPONENTS = {"F16": np.uint16(0x7C00), "BF16": np.uint16(0x7F80)}  # all of these bits are set in infinities and NaNs
+
+
+def quiet() -> np.errstate:
+    """Return a context in which numpy does not warn: infinities and NaNs are values like others."""
+    return np.errstate(all="ignore")
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,7 @@ class Raw:
     def widen(self, out: Wide | None = None) -> Wide:
         """Return the values, in ``out`` or in new memory."""
         wide = np.empty(len(self)) if out is None else out
-        with np.errstate(all="ignore"):  # NaNs are values like others
+        with quiet():
             if self.dtype == "BF16":  # the upper half of a float32
                 bits = reused("bits", 4 * len(self)).view(np.uint32)
                 bits[:] = self.data.view(np.uint16)
@@ -53,7 +60,7 @@ class Raw:
 
     def store(self, values: Wide) -> None:
         """Write values, rounded to the nearest, to even where two are as near; overflow becomes infinity."""
-        with np.errstate(all="ignore"):
+        with quiet():
             if self.dtype == "F64" or self.dtype == "F32":
                 self.data.view(FLOATS[self.dtype])[:] = values
                 return
@@ -88,11 +95,14 @@ def add_up(out: Raw, inputs: Sequence[Raw], weights: Sequence[float]) -> None:
     total, term = (reused(name, 8 * len(out)).view(np.float64) for name in ("total", "term"))
     if not used:
         total[:] = 0
-    for number, (part, weight) in enumerate(used):
-        product = part.widen(term if number else total)
-        product *= weight
-        if number:
-            total += term
+    with quiet():
+        for number, (part, weight) in enumerate(used):
+            product = part.widen(term if number else total)
+            product *= weight
+            if number:
+                total += term
+        if min(weights) < 0 and has_nan(total):  # else infinities of one sign add up to themselves
+            keep_equal(total, [part.widen() for part in inputs], weights)
     out.store(total)
 
 

@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING, Any
 
 from soups.errors import UserError, did_you_mean
 from soups.methods._own import DIGEST, is_own, own_method
-from soups.methods._weights import one_hot
+from soups.methods._weights import has_nan, keep_equal, one_hot
 from soups.sources.safetensors_file import metadata_of
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ class Method:
             weights: one coefficient per model.
             base: the entries in the common initialisation.
         """
-        from soups.engine.arrays import add_up
+        from soups.engine.arrays import add_up, quiet
 
         is_sum = self._is_sum(weights)
         size = CHUNK_ELEMENTS if is_sum else ARRAY_ELEMENTS
@@ -240,8 +240,12 @@ class Method:
                 add_up(out[piece], inputs, weights)
                 continue
             wide = [part.widen() for part in inputs]
-            merged = self.module.merge(wide, weights, None if base is None else base[piece].widen(), **self.params)
-            exact = next((part for part, used in zip(inputs, wide, strict=True) if merged is used), None)
+            wide_base = None if base is None else base[piece].widen()
+            with quiet():
+                merged = self.module.merge(wide, weights, wide_base, **self.params)
+                exact = next((part for part, used in zip(inputs, wide, strict=True) if merged is used), None)
+                if exact is None:
+                    keep_equal(merged, wide, weights, wide_base)
             if exact is not None and exact.dtype == out.dtype:
                 out[piece].data[:] = exact.data
             else:
@@ -279,8 +283,10 @@ class Method:
             context = [] if facts is None else [[_cut(fact, piece) for fact in facts]]
             merged = self.module.merge(wide, weights, wide_base, *context, **self.params)
             # Identity, not equality: the method chose this model, so its own bytes are copied, NaNs included.
-            exact = next((part for part, used in zip(inputs, wide, strict=True) if merged is used), merged)
-            out[piece].copy_(exact)
+            exact = next((part for part, used in zip(inputs, wide, strict=True) if merged is used), None)
+            if exact is None:
+                keep_equal(merged, wide, weights, wide_base)
+            out[piece].copy_(merged if exact is None else exact)
 
     def _facts(
         self,
@@ -330,6 +336,8 @@ def _add_up(out: torch.Tensor, models: Sequence[torch.Tensor], weights: Sequence
             product *= weight
             if number:
                 total += term
+        if min(weights) < 0 and has_nan(total):  # else infinities of one sign add up to themselves
+            keep_equal(total, [model[start : start + size].double() for model in models], weights)
         target.copy_(total)
 
 

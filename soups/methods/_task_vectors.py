@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from soups.errors import UserError
+from soups.methods._weights import has_nan
 
 if TYPE_CHECKING:
     from soups.methods import Place
@@ -37,7 +38,7 @@ def inner_products(vectors: Sequence[Tensor], base: Tensor | None = None) -> lis
         piece = slice(start, start + CHUNK_ELEMENTS)
         wide = torch.stack([vector[piece].double() for vector in flat])
         if origin is not None:
-            wide -= origin[piece].double()
+            wide = difference(wide, origin[piece].double())
         # Products summed one pair at a time: a matrix product may sum (i, j) and (j, i) in different orders.
         for i in range(len(flat)):
             for j in range(i, len(flat)):
@@ -57,8 +58,14 @@ def magnitudes(model: Tensor, base: Tensor) -> Tensor:
     flat_model, flat_base = model.reshape(-1), base.reshape(-1)
     for start in range(0, model.numel(), CHUNK_ELEMENTS):
         piece = slice(start, start + CHUNK_ELEMENTS)
-        result[piece] = magnitude(flat_model[piece].double() - flat_base[piece].double())
+        result[piece] = magnitude(difference(flat_model[piece].double(), flat_base[piece].double()))
     return result
+
+
+def difference(model: Tensor, base: Tensor) -> Tensor:
+    """Return a task vector to measure: infinities of both, as masks hold, differ by nothing."""
+    delta = model - base
+    return delta.masked_fill_(model == base, 0.0) if has_nan(delta) else delta
 
 
 def magnitude(delta: Tensor) -> Tensor:

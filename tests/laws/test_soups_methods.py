@@ -117,6 +117,35 @@ def test_copies_merge_to_themselves(name, seed, weight):
 
 
 @pytest.mark.parametrize("exact", [True, False], ids=["whole", "trimmed"])
+@pytest.mark.parametrize("weights", [(0.25, 0.75), (-0.5, 1.5)])
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_mask_of_infinities_merges_to_itself_and_spoils_nothing_else(name, dtype, weights, exact):
+    outside = {"extrapolate": True} if min(weights) < 0 and name in ("linear", "slerp") else {}
+    averaged = {"normalize": False} if min(weights) < 0 and name == "ties" else {}
+    method = bound(name, (9,), exact=exact, **outside, **averaged)
+    finite = [random_tensor(seed, (9,), dtype) for seed in (1, 2)]
+    base = base_of(method, finite[0])
+    if name == "slerp":
+        base = random_tensor(99, (9,), dtype)
+    mask = torch.tensor([0.0, -torch.inf, torch.inf] * 3, dtype=dtype)
+    models = [torch.where(mask.isinf(), mask, tensor) for tensor in finite]
+    try:
+        method.check(weights, has_base=base is not None)
+    except UserError:
+        assert min(weights) < 0
+        return
+    base = None if base is None else torch.where(mask.isinf(), mask, base)
+    merged = method.merge(models, weights, base, PLACE)
+    assert merged[mask.isinf()].equal(mask[mask.isinf()])
+    assert merged[~mask.isinf()].isfinite().all()
+    if method.is_exact:  # what is finite is what it would be with zeros in place of the mask
+        zeroed = [None if t is None else t.masked_fill(mask.isinf(), 0) for t in (*models, base)]
+        expected = method.merge(zeroed[:2], weights, zeroed[2], PLACE)
+        assert merged[~mask.isinf()].equal(expected[~mask.isinf()])
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["whole", "trimmed"])
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(), (1,), (4, 1, 3), (0, 2), (70_001,)], ids=str)

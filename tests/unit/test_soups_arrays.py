@@ -59,6 +59,7 @@ def test_every_value_of_two_bytes_is_widened_and_stored_again(dtype):
         ("linear", (0.2, 0.3, 0.5), {}),
         ("linear", (1.0, 0.0), {}),
         ("linear", (0.0, 0.0), {"extrapolate": True}),
+        ("linear", (1.5, -0.5), {"extrapolate": True}),
         ("task_arithmetic", (1.0, -0.5), {"scale": 0.4}),
         ("task_arithmetic", (0.0, 1.0), {}),
     ],
@@ -67,6 +68,8 @@ def test_a_merge_of_arrays_is_a_merge_of_tensors(dtype, method, weights, params)
     generator = torch.Generator().manual_seed(0)
     models = [torch.randn(40_000, generator=generator).to(DTYPES[dtype]) for _ in weights]
     base = torch.randn(40_000, generator=generator).to(DTYPES[dtype]) if method != "linear" else None
+    for tensor in (*models, *([] if base is None else [base])):
+        tensor[::1000] = -torch.inf  # of a mask
     bound = get_method(method, params)
     expected, found = torch.empty_like(models[0]), torch.empty_like(models[0])
     bound._merge_pieces(expected, models, weights, base, None)
@@ -75,6 +78,7 @@ def test_a_merge_of_arrays_is_a_merge_of_tensors(dtype, method, weights, params)
     )
     assert found.equal(expected)
     assert bound.merge(models, weights, base).equal(expected)
+    assert expected[::1000].isneginf().all() or not any(weights)
 
 
 def test_the_first_operand_of_a_cut_is_not_copied():
