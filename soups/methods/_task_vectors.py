@@ -110,7 +110,7 @@ def _to_seed(key: str) -> int:
 def combine(
     deltas: Sequence[Tensor], weights: Sequence[float], *, elect: bool = False, normalize: bool = False
 ) -> Tensor:
-    """Add task vectors up, each times its coefficient.
+    """Add task vectors up, each times its coefficient; of none, the sum is one zero.
 
     Args:
         deltas: task vectors, trimmed.
@@ -118,6 +118,8 @@ def combine(
         elect: per entry, keep only the vectors with the sign of the weighted sum (TIES, arXiv:2306.01708).
         normalize: per entry, divide by the coefficients of the vectors that were added.
     """
+    if not deltas:
+        return torch.zeros(())
     weighted = [delta * weight for delta, weight in zip(deltas, weights, strict=True)]
     total = torch.zeros_like(weighted[0])
     for term in weighted:

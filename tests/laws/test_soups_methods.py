@@ -286,6 +286,21 @@ def test_zero_weight_ignores_infinities(name):
     assert torch.isfinite(method.merge(models, [0.0, 0.5, 0.5], base, Place(TENSOR, "abc"))).all()
 
 
+@pytest.mark.parametrize("name", ["breadcrumbs", "dare", "della", "task_arithmetic", "ties"])
+def test_without_any_coefficient_the_result_is_the_base(name):
+    for options in itertools.product((False, True), repeat=2):
+        flags = dict(zip(("elect", "normalize"), options, strict=True))
+        method = get_method(name)
+        method = bound(name, exact=False, **{key: value for key, value in flags.items() if key in method.params})
+        base = random_tensor(99)
+        if method.params.get("normalize"):
+            with pytest.raises(UserError, match="average"):
+                method.check([0.0, 0.0], has_base=True)
+        else:
+            method.check([0.0, 0.0], has_base=True)
+            assert method.merge([random_tensor(1), random_tensor(2)], [0.0, 0.0], base, PLACE).equal(base)
+
+
 def test_an_unknown_method_suggests_the_closest():
     with pytest.raises(UserError, match="linaer") as error:
         get_method("linaer")
