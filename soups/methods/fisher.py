@@ -39,7 +39,7 @@ def merge(
         fisher = fishers[index]
         if fisher is None or fisher.shape != models[index].shape:
             raise UserError("a parameter has no Fisher diagonal of its shape", fix="store one per parameter")
-        importance = fisher.clamp(min=floor) * weights[index]
+        importance = fisher.to(total).clamp(min=floor) * weights[index]  # widened first: coefficients keep their digits
         total += importance * models[index]
         divisor += importance
     return total / divisor

@@ -200,6 +200,16 @@ def test_fisher_by_hand():
     assert method.merge(models, [0.75, 0.25], None, PLACE).tolist() == pytest.approx([3.0, 23 / 7, 2.0], rel=1e-7)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_fisher_does_not_round_coefficients_to_the_dtype_of_the_diagonals(dtype):
+    models = [random(200, seed=seed) for seed in (1, 2)]
+    stored = [random(200, seed=seed).abs().to(dtype) for seed in (3, 4)]
+    merged = with_extras("fisher", stored).merge(models, [0.3, 0.7], None, PLACE)
+    assert merged.equal(
+        with_extras("fisher", [each.double() for each in stored]).merge(models, [0.3, 0.7], None, PLACE)
+    )
+
+
 def test_fisher_without_diagonals_says_so():
     method = with_extras("fisher", [torch.ones(2), torch.ones(2)])
     with pytest.raises(UserError, match="Fisher diagonal"):
