@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
@@ -114,20 +115,29 @@ class MergedModel:
         }
         self.groups = sorted({group_of(name, per) for name in self._tensors})
         self._group = {name: self.groups.index(group_of(name, per)) for name in self._tensors}
-        self._parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        self._buffers = self._group.keys() - parameters
+        for name in sorted(self._buffers):  # masks, for one: their infinities times 0 would be NaNs
+            if all(self._tensors[name][0].equal(other) for other in self._tensors[name][1:]):
+                self._fixed[name] = self._tensors.pop(name)[0]
         self.logits = torch.zeros(len(self.groups), len(checkpoints), requires_grad=True)
 
     def caller(self, coefficients: torch.Tensor) -> Callable[..., Any]:
         """Return what runs the model with coefficients (groups, models)."""
         import torch
 
+        from soups.search.norms import DifferentiableNorms
+
         merged = dict(self._fixed)
         for name, tensors in self._tensors.items():
             row = coefficients[self._group[name]].to(tensors[0])
-            if name not in self._parameters:  # torch takes no gradient through statistics of batch norm
-                row = row.detach()
             merged[name] = sum((row[i] * tensor for i, tensor in enumerate(tensors[1:], 1)), row[0] * tensors[0])
-        return lambda *args, **kwargs: torch.func.functional_call(self._model, merged, args, kwargs)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with DifferentiableNorms() if self._buffers else nullcontext():
+                return torch.func.functional_call(self._model, merged, args, kwargs)
+
+        return call
 
 
 def _integers(
