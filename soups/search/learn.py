@@ -183,7 +183,8 @@ def learn(
         on_epoch: called with the number of epochs done and their mean loss.
 
     Raises:
-        UserError: the models do not match, there is no batch, or the loss is not a finite scalar.
+        UserError: the models do not match, there is no batch, or the loss is no finite scalar that depends on the
+            coefficients.
     """
     import torch
 
@@ -199,11 +200,14 @@ def learn(
         total: list[float] = []
         for batch in objective.batches:
             loss = checked_loss(objective.loss(soup.caller(soup.logits.softmax(dim=1)), batch), spec)
+            if not loss.requires_grad:
+                fix = "compute it with call(...), which runs the model with the merged weights, and no torch.no_grad()"
+                raise UserError("the loss does not depend on the coefficients", where=spec, fix=fix)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             total.append(float(loss.detach()))
-        history.append(sum(total) / len(total))
+        history.append(_mean(total, spec))
         on_epoch(epoch + 1, history[-1])
     learned = soup.logits.detach().softmax(dim=1)
     losses["learned"] = _mean_loss(objective, soup.caller(learned), spec)
@@ -222,6 +226,10 @@ def _mean_loss(objective: Objective, call: Callable[..., Any], spec: str) -> flo
 
     with torch.no_grad():
         losses = [float(checked_loss(objective.loss(call, batch), spec)) for batch in objective.batches]
+    return _mean(losses, spec)
+
+
+def _mean(losses: Sequence[float], spec: str) -> float:
     if not losses:
         raise UserError("the objective has no batch", where=spec, fix="batches must be iterable more than once")
     return sum(losses) / len(losses)

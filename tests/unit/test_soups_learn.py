@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from soups.errors import UserError
 from soups.search.learn import MergedModel, Objective, learn
 from soups.state import open_checkpoint
 
@@ -57,6 +58,17 @@ def test_norms_with_a_gradient_are_those_of_torch(tmp_path):
     even = torch.full((1, 2), 0.5, dtype=torch.float64)
     fused = soup.caller(even)(BATCH)
     torch.testing.assert_close(soup.caller(even.requires_grad_())(BATCH), fused, rtol=1e-12, atol=1e-12)
+
+
+def test_batches_that_end_and_losses_without_the_merged_model_are_a_persons_mistake(tmp_path):
+    checkpoints, model = ends(tmp_path), Masked().double()
+    once = Objective(model, iter([BATCH]), lambda call, batch: call(batch).square().mean())
+    with pytest.raises(UserError, match="no batch") as error:
+        learn(checkpoints, once, integers="first")
+    assert error.value.fix == "batches must be iterable more than once"
+    ignoring = Objective(model, [BATCH], lambda call, batch: model(batch).square().mean())
+    with pytest.raises(UserError, match="does not depend on the coefficients"):
+        learn(checkpoints, ignoring, integers="first")
 
 
 def test_a_mask_of_infinities_is_no_loss_of_nan(tmp_path):
