@@ -7,7 +7,7 @@ in pieces, so that memory holds a few pieces and no model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
@@ -78,7 +78,8 @@ def diff(checkpoints: Sequence[Checkpoint], base: Checkpoint | None = None) -> d
     Raises:
         UserError: the checkpoints do not have the same tensors.
     """
-    check_compatible([*checkpoints, *([base] if base else [])])
+    everything = [*checkpoints, *([base] if base else [])]
+    check_compatible(everything)
     names = [checkpoint.name for checkpoint in checkpoints]
     sums: dict[str, _Sums] = {}
     units: dict[str, list[dict[str, Any]]] = {f"{a}|{b}": [] for a, b in combinations(names, 2)}
@@ -86,7 +87,8 @@ def diff(checkpoints: Sequence[Checkpoint], base: Checkpoint | None = None) -> d
     with ExitStack() as stack:
         readers = [stack.enter_context(checkpoint.reader()) for checkpoint in checkpoints]
         read_base = stack.enter_context(base.reader()) if base else None
-        for name, info in checkpoints[0].infos.items():
+        for name in _once(everything):
+            info = checkpoints[0].infos[name]
             tensors = [read(name) for read in readers]
             if not info.is_float:
                 if _differ(tensors):
@@ -108,6 +110,16 @@ def diff(checkpoints: Sequence[Checkpoint], base: Checkpoint | None = None) -> d
         "permutation": {pair: _permutation(rows) for pair, rows in units.items()},
         "integers": integers,
     }
+
+
+def _once(checkpoints: Sequence[Checkpoint]) -> Iterable[str]:
+    """Return the names, one of those that are one tensor everywhere: tied ones lie at one place of a file."""
+    places: dict[Any, str] = {}
+    for name in checkpoints[0].infos:
+        # An adapter changes the tensor after it is read: the place in the file does not tell what it is.
+        key = tuple((each.infos[name], name if name in each.updates else None) for each in checkpoints)
+        places.setdefault(key, name)
+    return places.values()
 
 
 def _differ(tensors: Sequence[torch.Tensor]) -> bool:

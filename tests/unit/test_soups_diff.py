@@ -59,6 +59,17 @@ def test_norms_cosines_and_signs_are_those_of_task_vectors(tmp_path, monkeypatch
     assert head["cosine"]["a|b"] is head["sign_agreement"]["a|b"] is None
 
 
+def test_tied_tensors_of_a_file_of_torch_count_once(tmp_path):
+    tables = [torch.randn(5, 3, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
+    for name, table in zip("ab", tables, strict=True):
+        alike = {"one": torch.ones(2), "other": torch.ones(2)}  # equal, but no one tensor
+        torch.save({"table.weight": table, "head.weight": table, **alike}, tmp_path / f"{name}.pt")
+    data = diff([open_checkpoint(tmp_path / f"{name}.pt") for name in "ab"])
+    assert data["modules"]["all"]["num_entries"] == 15 + 4
+    assert data["modules"]["all"]["distance"]["a|b"] == pytest.approx(float((tables[0] - tables[1]).double().norm()))
+    assert data["permutation"]["a|b"]["num_units"] == 5
+
+
 def test_without_a_base_there_are_distances_only(tmp_path):
     row = diff([save(tmp_path / "a", state(1)), save(tmp_path / "b", state(2))])["modules"]["all"]
     assert set(row) == {"num_entries", "norm", "distance"}
