@@ -243,20 +243,19 @@ def _named(names: Sequence[str], coefficients: Floats) -> dict[str, float]:
 
 
 def next_point(table: Table) -> Point | None:
-    """Return the next point worth scoring: halfway between the best point and the better of its neighbours.
+    """Return the next point worth scoring: halfway between the best point and the best neighbour that is not near.
 
-    A neighbour is a point such that no scored point is nearer to both. None when there is one point only, or the
-    step has become smaller than 1/128.
+    A neighbour is a point such that no scored point is nearer to both; it is near where half the way is a step below
+    1/128. None when there is no other.
     """
     values = table.utilities.mean(axis=1)
     best = int(values.argmax())
     distances = np.abs(table.coefficients[:, None] - table.coefficients[None]).max(axis=2)
-    neighbours = [p for p in range(len(values)) if p != best and _are_neighbours(distances, best, p)]
-    if not neighbours:
+    far = [p for p in range(len(values)) if distances[best, p] >= 1 / 64]
+    open_sides = [p for p in far if _are_neighbours(distances, best, p)]
+    if not open_sides:
         return None
-    second = max(neighbours, key=lambda p: values[p])
-    if distances[best, second] < 1 / 64:
-        return None
+    second = max(open_sides, key=lambda p: values[p])
     middle = (table.coefficients[best] + table.coefficients[second]) / 2
     return tuple(round(float(weight), DIGITS) for weight in middle)
 

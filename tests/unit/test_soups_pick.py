@@ -121,6 +121,25 @@ def test_refinement_bisects_towards_the_optimum():
     assert len(scored) > 6
 
 
+def test_refinement_goes_on_where_the_other_side_is_still_open():
+    def gain(share: float) -> float:  # falls slowly to the left of 0.5, and has its best beyond
+        return 1 - 0.01 * (0.5 - share) if share <= 0.5 else 1.02 - abs(share - 0.52) if share < 0.6 else 0.0
+
+    shares = [0.0, 0.484, 0.5, 1.0]
+    while True:
+        rows = [
+            Result(f"{s}", {"a": 1 - s, "b": s}, {"x": gain(s), "y": gain(s)}, 1, {"x": [gain(s)], "y": [gain(s)]})
+            for s in shares
+        ]
+        point = next_point(table_of(rows, {"x": 1, "y": 1}, raw=True))
+        if point is None:
+            break
+        shares.append(point[1])
+    assert max(shares, key=gain) == pytest.approx(0.52, abs=1 / 64)
+    nearest_right = min(share for share in shares if share > max(shares, key=gain))
+    assert nearest_right - max(shares, key=gain) < 1 / 64
+
+
 def test_three_models_are_refined_between_neighbours():
     corners = {(1.0, 0.0, 0.0): 0.0, (0.0, 1.0, 0.0): 2.0, (0.0, 0.0, 1.0): 1.0}
     rows = [
