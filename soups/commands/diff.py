@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from soups.commands import options
-from soups.commands.output import progress, show
+from soups.commands.output import json_text, progress, show
 from soups.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ def command(
     data["barriers"] = {pair: barriers(path) for pair, path in paths(scored).items()}
     data["disagreement"] = disagreement(scored)
     if out is not None:
-        write_text(out, json.dumps(data, indent=2) + "\n")
+        write_text(out, json_text(data) + "\n")
     lines = _lines(data)
     if scored and not data["barriers"]:
         lines.append("no barriers: they take both models alone and a point between them")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from soups.commands import options
-from soups.commands.output import progress, show, spell
+from soups.commands.output import json_text, progress, show, spell
 
 
 def command(
@@ -51,7 +50,7 @@ def command(
         check_free(save)
     with progress(2 * len(checkpoints) - 1, "greedy") as on_result:
         data = greedy_soup(sweep, metric, out, ties=options.tie_rule(ties), on_result=on_result, num_workers=workers)
-    write_text(out / "greedy.json", json.dumps(data, indent=2) + "\n")
+    write_text(out / "greedy.json", json_text(data) + "\n")
     if save is not None:
         weights = [data["coefficients"][checkpoint.name] for checkpoint in checkpoints]
         merge(Recipe(checkpoints, weights, method, None, sweep.integers), save)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from contextlib import redirect_stdout
 from dataclasses import asdict
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from soups.commands import options
-from soups.commands.output import show, spell
+from soups.commands.output import json_text, show, spell
 from soups.errors import UserError
 
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ def command(
             on_epoch=lambda epoch, value: print(f"epoch {epoch}/{epochs}  loss {value:.6g}", file=sys.stderr),
         )
     data = asdict(learned) | {"saved": None if save is None else str(save)}
-    write_text(out, json.dumps(data, indent=2) + "\n")
+    write_text(out, json_text(data) + "\n")
     if save is not None:
         save_learned(checkpoints, learned, integers, save)
     show(data, _lines(data, out), as_json)

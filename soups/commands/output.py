@@ -6,17 +6,20 @@ import errno
 import functools
 import itertools
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from math import isfinite
 from typing import Any
 
 import typer
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # writing into an open file does not name it
 
-
+STDOUT, STDERR = 1, 2
+NOISE = ExitStack()  # holds stdout free for a result in JSON, until that is shown
 RESUMED = ("sweep", "study", "pick", "greedy")  # commands that keep what they have scored
 
 
@@ -26,7 +29,10 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
-            command(*args, **kwargs)
+            with NOISE:
+                if kwargs.get("as_json"):
+                    NOISE.enter_context(_stdout_is_stderr())
+                command(*args, **kwargs)
         except ValueError as error:
             # Evaluators have error classes of their own; one that says what, where and fix is a person's too.
             if not hasattr(error, "fix"):
@@ -52,9 +58,37 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
+@contextmanager
+def _stdout_is_stderr() -> Iterator[None]:
+    """Send what evaluators, their libraries and the programs that they start print to stderr."""
+    sys.stdout.flush()
+    kept = os.dup(STDOUT)
+    os.dup2(STDERR, STDOUT)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, STDOUT)
+        os.close(kept)
+
+
 def show(data: Mapping[str, Any], lines: Sequence[str], as_json: bool) -> None:
     """Print the result on stdout: the data as JSON, or the lines."""
-    print(json.dumps(data, indent=2) if as_json else "\n".join(lines))
+    NOISE.close()
+    print(json_text(data) if as_json else "\n".join(lines))
+
+
+def json_text(data: Mapping[str, Any]) -> str:
+    """Return a result as JSON, which has no word for NaNs and infinities: they are null."""
+    return json.dumps(_finite(data), indent=2, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def spell(values: Mapping[str, float]) -> str:

@@ -92,7 +92,8 @@ def command(
         take_gpu()
     with progress(len(share.of(design))) as on_result:
         results = run_sweep(swept, design, out, on_result, workers, share=share)
-    _show(results, out, as_json)
+    if share.index == 0:  # one document, not one per process
+        _show(results, out, as_json)
 
 
 def _show(results: list[Result], out: Path, as_json: bool) -> None:

@@ -245,6 +245,21 @@ def test_diff_reports_weights_barriers_and_disagreement(models, tmp_path):
     assert "nowhere to keep" in soups("diff", *models, "--evaluator", f"{ME}:evaluator", code=2)
 
 
+def test_what_is_no_number_is_null_in_json(models, tmp_path):
+    broken = end(1) | {"2.bias": torch.tensor([float("nan")])}
+    save_file(broken, tmp_path / "broken.safetensors")
+    text = soups("diff", *models, tmp_path / "broken.safetensors", "--json", "-o", tmp_path / "diff.json")
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    data = json.loads(text, parse_constant=refuse)
+    assert data == json.loads((tmp_path / "diff.json").read_text(), parse_constant=refuse)
+    row = data["modules"]["2"]
+    assert row["norm"]["broken"] is row["distance"]["a|broken"] is None
+    assert row["distance"]["a|b"] > 0
+
+
 def test_plot_writes_a_picture_and_a_page(models, tmp_path):
     sweep(models, tmp_path / "s", "--points", 5)
     data = json.loads(soups("plot", "pairs", tmp_path / "s", "-o", tmp_path / "f", "--line", "smooth", "--json"))
@@ -325,6 +340,7 @@ def talkative(checkpoint_path: Path) -> ModelEvaluator:
 
     def noted(model: nn.Module) -> dict[str, list[float]]:
         print("scoring")
+        subprocess.run(["sh", "-c", "echo a program of its own"], check=True)  # writes to the descriptor itself
         return errors(model)
 
     return ModelEvaluator(network(), noted)
@@ -336,7 +352,7 @@ def test_what_an_evaluator_prints_is_no_part_of_the_json(models, tmp_path, worke
     code = f"import sys; sys.argv[1:] = {[*words, '--workers', str(workers)]!r}; from soups.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert len(json.loads(done.stdout)["points"]) == 2
-    assert done.stderr.count("scoring") == 2
+    assert done.stderr.count("scoring") == done.stderr.count("a program of its own") == 2
 
 
 def test_workers_give_the_same_table(models, tmp_path):
