@@ -82,12 +82,13 @@ def check_evaluation(plan: Plan) -> None:
     for mixture in plan.mixtures:
         get_method(mixture.method, mixture.params).check(mixture.points[0], has_base=mixture.has_base)
     evaluation = plan.study.evaluation
-    functions = {"evaluation.evaluator": evaluation.evaluator}
+    splits = [split.args for split in evaluation.splits.values()]
+    chosen_on = [] if evaluation.selection is None else [evaluation.selection]
+    calls = [("evaluation.evaluator", evaluation.evaluator, args) for args in (*splits, *chosen_on)]
     if any(pair.ensemble for pair in plan.study.pairs):
-        functions["evaluation.ensemble"] = evaluation.ensemble
-    for where, spec in functions.items():
-        for split in evaluation.splits.values():
-            check_args(spec, import_function(spec, where), evaluation.args | split.args)
+        calls += [("evaluation.ensemble", evaluation.ensemble, args) for args in splits]
+    for where, spec, args in calls:
+        check_args(spec, import_function(spec, where), evaluation.args | args)
 
 
 def check_metrics(study: Study, found: Iterable[str]) -> None:

@@ -474,6 +474,7 @@ def test_a_dry_run_writes_nothing() -> None:
         ("merges.TIES.params.density=7", "density"),
         ("evaluation.evaluator=study_scores:evaluate", "no function 'evaluate'"),
         ("evaluation.splits.far.args.shfit=1", "cannot be called with these arguments"),
+        ("evaluation.selection.shfit=1", "cannot be called with these arguments"),
         ("evaluation.ensemble=study_scores:together", "no function 'together'"),
         (
             "specialists.north={rewards: {east: 1}, reward_args: {east: {size: 2}}, metric: north}",
