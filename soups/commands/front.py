@@ -108,8 +108,9 @@ def _margin_lines(data: dict[str, Any]) -> list[str]:
     area = data["straight_line"]["area"]
     text = "" if area is None else f"{area['value']:.4f} [{area['low']:.4f}, {area['high']:.4f}] of the box of its ends"
     above = [f"area above the straight line: {text}"] if text else []
+    num_judged = sum(min(point["coefficients"].values()) >= 0 for point in data["points"])  # beyond a model is no line
     return above + [
         f"margin over the straight line, {metric}: min {row['min']['value']:.3f}, "
-        f"max {row['max']['value']:.3f}, {row['num_violating']} of {len(data['points'])} below"
+        f"max {row['max']['value']:.3f}, {row['num_violating']} of {num_judged} below"
         for metric, row in data["margins"].items()
     ]

@@ -247,6 +247,13 @@ def test_the_front_is_written_as_data_figure_and_page(models, tmp_path):
     ElementTree.parse(out / "front.svg")
 
 
+def test_points_beyond_the_models_are_not_among_those_judged_by_the_straight_line(models, tmp_path):
+    sweep(models, tmp_path / "s", "--range", "-0.5,1.5", "--points", 9, "--extrapolate")
+    text = soups("front", tmp_path / "s", "--x", "near_a", "--y", "near_b")
+    assert "margin over the straight line, near_a" in text
+    assert text.count(" of 5 below") == 2
+
+
 def test_the_page_is_self_contained_and_escapes_the_data(models, tmp_path):
     sweep(models, tmp_path / "s", "--points", 2, "--name", "<i>a", "--name", "$b$")
     soups("front", tmp_path / "s", "--x", "near_a", "--y", "near_b")
