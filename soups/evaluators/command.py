@@ -11,13 +11,17 @@ list is a score of one sample; intervals then have no width.
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import shutil
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from soups.engine import guard
 from soups.errors import UserError
 
 SPEC = "soups.evaluators.command:evaluator"
@@ -79,24 +83,38 @@ def split_template(command: str) -> list[str]:
 
 
 def _run(words: Sequence[str], timeout: float | None) -> None:
+    if shutil.which(words[0]) is None:
+        raise UserError(f"cannot run {words[0]!r}: no such program", where="--command", fix="check it")
+    code, said = _guarded(words, timeout)
+    if code != 0:
+        lines = said.decode(errors="replace").strip().splitlines()
+        shown = "".join(f"\n    {line}" for line in lines[-LAST_LINES:])
+        raise UserError(
+            f"the command ended with exit code {code}:{shown}",
+            where=shlex.join(words),
+            fix="run it by hand on one of the models; finished points are kept",
+        )
+
+
+def _guarded(words: Sequence[str], timeout: float | None) -> tuple[int, bytes]:
+    """Return the exit code and the error output; whatever ends the wait ends all that the program started."""
+    theirs, ours = os.pipe()
     try:
         # Its own output goes to our error stream: our standard output is the result, possibly JSON.
         # Read as bytes: one that is no text must not end the sweep.
-        done = subprocess.run(words, check=False, stdout=STDERR, stderr=subprocess.PIPE, timeout=timeout)
-    except OSError as error:
-        raise UserError(f"cannot run {words[0]!r}: {error.strerror}", where="--command", fix="check it") from error
+        with subprocess.Popen(
+            [sys.executable, guard.__file__, *words], stdin=theirs, stdout=STDERR, stderr=subprocess.PIPE
+        ) as child:
+            os.close(theirs)
+            try:
+                said = child.communicate(timeout=timeout)[1]
+            finally:
+                os.close(ours)  # the guard then ends the program, if it has not ended
     except subprocess.TimeoutExpired as error:
         raise UserError(
             f"the command did not end within {timeout:g} s", where=shlex.join(words), fix="raise --arg timeout=SECONDS"
         ) from error
-    if done.returncode != 0:
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
-        said = "".join(f"\n    {line}" for line in lines[-LAST_LINES:])
-        raise UserError(
-            f"the command ended with exit code {done.returncode}:{said}",
-            where=shlex.join(words),
-            fix="run it by hand on one of the models; finished points are kept",
-        )
+    return child.returncode, said
 
 
 def _read(path: Path, words: Sequence[str]) -> tuple[dict[str, list[float]], list[Mapping[str, str]]]:

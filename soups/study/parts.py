@@ -16,13 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from soups.engine import guard
 from soups.engine.jobs import num_cores
 from soups.errors import UserError
 from soups.merge import Recipe, merge
 from soups.methods import get_method
 from soups.scoring import visible_gpus
 from soups.state import Checkpoint, open_checkpoint, write_text
-from soups.study import guard
 from soups.study.plan import Node, Plan
 
 DONE, LOG = "done.json", "log.txt"

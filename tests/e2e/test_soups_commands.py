@@ -327,6 +327,39 @@ def test_a_program_that_fails_is_one_error(models, tmp_path, command, message):
     assert message in text
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+@pytest.mark.parametrize("ended_by", ["timeout", "interrupt"])
+def test_what_a_program_started_ends_with_it(models, tmp_path, ended_by):
+    pids = tmp_path / "pids"
+    script = f'sleep 600 & echo $$ $! > "{pids}.part"; mv "{pids}.part" "{pids}"; sleep 600; : {{model}} {{result}}'
+    words = ["sweep", *models, "--command", f"sh -c '{script}'", "--points", "2", "-o", str(tmp_path / "s")]
+    words += ["--arg", "timeout=1.5"] if ended_by == "timeout" else []
+    sweeping = subprocess.Popen([sys.executable, "-m", "soups", *words], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    if ended_by == "interrupt":
+        for _ in range(600):
+            if pids.exists():
+                break
+            time.sleep(0.05)
+        sweeping.send_signal(signal.SIGINT)
+    said = sweeping.communicate(timeout=60)[1]
+    assert sweeping.returncode == (2 if ended_by == "timeout" else 130)
+    assert ("did not end within 1.5 s" if ended_by == "timeout" else "interrupted") in said
+    started = [Path("/proc", pid, "stat") for pid in pids.read_text().split()]
+    assert len(started) == 2
+    for _ in range(100):
+        if not any(is_running(stat) for stat in started):
+            return
+        time.sleep(0.05)
+    pytest.fail("the program, or what it started, is still running")
+
+
+def is_running(stat: Path) -> bool:
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def test_a_program_may_print_what_is_no_text(models, tmp_path):
     program = tmp_path / "eval.py"
     program.write_text(PROGRAM.format(root=str(ROOT), module=ME) + 'sys.stderr.buffer.write(b"\\xff")\n')

@@ -2,7 +2,7 @@
 
 Started as a file with the program as arguments. The asker holds the other end of our standard input: when that
 closes, it is gone. Without this, a study that was killed would leave a training behind, and the next one would start
-a second training in the same folder.
+a second training in the same folder; and a program that scores for too long would leave its own programs behind.
 """
 
 import contextlib
