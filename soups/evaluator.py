@@ -151,7 +151,7 @@ def checked_scores(scores: object, spec: str) -> dict[str, list[float]]:
         try:
             if isinstance(values, str | bytes | Mapping):
                 raise TypeError(type(values).__name__)
-            table[str(metric)] = [float(value) for value in values]
+            table[str(metric)] = [_number(value) for value in values]
         except (TypeError, ValueError, OverflowError) as error:
             raise UserError(
                 f"the scores of {metric!r} are not a list of numbers", where=spec, fix="one score per sample"
@@ -163,6 +163,8 @@ def checked_scores(scores: object, spec: str) -> dict[str, list[float]]:
                 where=spec,
                 fix="score such samples with a finite number, such as the worst score",
             )
+        if not isfinite(sum(table[str(metric)])):
+            raise UserError(f"the scores of {metric!r} have no finite mean", where=spec, fix="give smaller numbers")
     lengths = {metric: len(values) for metric, values in table.items()}
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
         raise UserError(
@@ -171,6 +173,12 @@ def checked_scores(scores: object, spec: str) -> dict[str, list[float]]:
             fix="return one score per sample for every metric",
         )
     return table
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, str | bytes):  # which float() would read
+        raise TypeError(type(value).__name__)
+    return float(value)
 
 
 def checked_samples(evaluator: Evaluator | FileEvaluator) -> list[dict[str, str]]:

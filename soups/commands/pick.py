@@ -52,9 +52,11 @@ def command(
     from soups.recipes.chosen import command_of, recipe_of
     from soups.results import SWEEP_NAME, read_manifest, read_results
     from soups.search.pick import pick, table_of
+    from soups.search.sampling import check_kind
     from soups.state import check_file, write_text
 
     check_file(recipe)
+    check_kind(by)
     wanted = options.named_numbers(preference, "--preference")
     num_new = _refine(results_dir, wanted, refine, by, raw=raw, seed=seed) if refine else 0
     table = table_of(read_results(results_dir), wanted, raw=raw)
@@ -80,7 +82,7 @@ def _refine(results_dir: Path, preference: dict[str, float], num_points: int, by
     from soups.results import read_results
     from soups.scoring import Scorer
     from soups.search.pick import nearest, next_point, table_of
-    from soups.search.sampling import sampler
+    from soups.search.sampling import HALVING, sampler
     from soups.sweep import reopen_sweep, run_sweep
 
     def table() -> Table:
@@ -91,7 +93,7 @@ def _refine(results_dir: Path, preference: dict[str, float], num_points: int, by
         sweep = replace(sweep, method=replace(sweep.method, params={**sweep.method.params, "extrapolate": True}))
     scorer = Scorer(sweep, results_dir)
     search = None
-    if by != "halving":
+    if by != HALVING:
         known = table()
         num_models = len(sweep.checkpoints)
         search = sampler(by, known.coefficients, known.utilities.mean(axis=1), num_models, seed)

@@ -15,7 +15,8 @@ from soups.errors import UserError
 from soups.pareto import Floats
 from soups.points import Point
 
-KINDS = ("tpe", "cma")
+HALVING = "halving"  # no sampler: `soups.search.pick.next_point`
+KINDS = (HALVING, "tpe", "cma")
 STEP = 0.25  # of CMA-ES at its start, in the unit cube
 
 
@@ -31,6 +32,16 @@ class Sampler(Protocol):
         ...
 
 
+def check_kind(kind: str) -> None:
+    """Require a search that there is.
+
+    Raises:
+        UserError: names the choices.
+    """
+    if kind not in KINDS:
+        raise UserError(f"unknown search {kind!r}", where="--by", fix=f"choices: {', '.join(KINDS)}")
+
+
 def sampler(kind: str, coefficients: Floats, values: Floats, num_models: int, seed: int = 0) -> Sampler:
     """Return a sampler that knows the points scored so far.
 
@@ -42,10 +53,8 @@ def sampler(kind: str, coefficients: Floats, values: Floats, num_models: int, se
         seed: of the draws.
 
     Raises:
-        UserError: unknown kind, or its package is not installed.
+        UserError: its package is not installed.
     """
-    if kind not in KINDS:
-        raise UserError(f"unknown search {kind!r}", where="--by", fix=f"choices: halving, {', '.join(KINDS)}")
     try:
         return (_Tpe if kind == "tpe" else _Cma)(coefficients, values, num_models, seed)
     except ImportError as error:

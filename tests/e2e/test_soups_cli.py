@@ -48,7 +48,7 @@ class TinyEvaluator:
         state = self.model.state_dict()
         return state | {"other": torch.zeros(3)} if self.broken == "state" else state
 
-    def evaluate(self) -> dict[str, list[float]]:
+    def evaluate(self) -> dict[str, list]:
         if len(calls) >= self.interrupt_after:
             raise KeyboardInterrupt
         weight = self.model.embed.weight.detach()
@@ -57,6 +57,10 @@ class TinyEvaluator:
         scores = {"near_a": near[0], "near_b": near[1], "norm": weight.norm(dim=1).tolist()}
         if self.broken == "nan":
             scores["norm"][2] = float("nan")
+        if self.broken == "sum":
+            scores["norm"] = [1e308] * len(scores["norm"])
+        if self.broken == "text":
+            scores["norm"][0] = "0.5"
         if self.broken == "length":
             scores["norm"].pop()
         return scores
@@ -316,6 +320,14 @@ def test_the_scores_of_the_init_may_come_from_a_sweep_of_one_model(models, tmp_p
             "not finite",
         ),
         (
+            ["sweep", "A", "B", "--evaluator", "ME:TinyEvaluator", "--arg", "broken=sum", "-o", "O"],
+            "the scores of 'norm' have no finite mean",
+        ),
+        (
+            ["sweep", "A", "B", "--evaluator", "ME:TinyEvaluator", "--arg", "broken=text", "-o", "O"],
+            "the scores of 'norm' are not a list of numbers",
+        ),
+        (
             ["sweep", "A", "B", "--evaluator", "ME:TinyEvaluator", "--arg", "broken=length", "-o", "O"],
             "same number",
         ),
@@ -330,6 +342,7 @@ def test_the_scores_of_the_init_may_come_from_a_sweep_of_one_model(models, tmp_p
         (["front", "S", "--init", "A"], "score it first"),
         (["front", "S", "--init", "nowhere"], "check --init"),
         (["front", "S", "--reference", "1"], "1 numbers for 2 metrics"),
+        (["pick", "S", "--preference", "norm=1", "--by", "grid"], "unknown search 'grid'"),
     ],
 )
 def test_wrong_input_is_one_clear_error(models, tmp_path, args, expected):
