@@ -28,10 +28,11 @@ SOUPS, MORL, ENSEMBLE, LINE = "soups", "MORL", "prediction ensemble", "straight 
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number with its resamples (B,)."""
+    """A number with its resamples (B,); ``least`` is the smallest that it can be, as 0 of a distance."""
 
     value: float
     draws: Floats
+    least: float = -np.inf
 
     def __sub__(self, other: Quantity) -> Quantity:
         return Quantity(self.value - other.value, self.draws - other.draws)
@@ -53,6 +54,7 @@ def over_seeds(quantities: Sequence[Quantity], seed: int = 0) -> dict[str, Any]:
     means = np.tile(np.mean([quantity.draws for quantity in quantities], axis=0), REPEATS)
     error = np.std(values, ddof=1) / len(values) ** 0.5
     means = means + error * np.random.default_rng(seed).standard_t(len(values) - 1, size=len(means))
+    means = means.clip(min=quantities[0].least)  # Student's t knows no bounds
     return estimate(float(np.mean(values)), means, LEVEL) | {"per_seed": values}
 
 
@@ -153,7 +155,7 @@ class Target:
     def igd_plus(self, points: Floats, draws: Floats) -> Quantity:
         """Return the distance of a set of points from it."""
         values = [pareto.igd_plus(one, target) for one, target in zip(draws, self.draws, strict=True)]
-        return Quantity(pareto.igd_plus(points, self.mean), np.array(values))
+        return Quantity(pareto.igd_plus(points, self.mean), np.array(values), least=0.0)
 
 
 def _front(points: Floats) -> Floats:
@@ -169,7 +171,9 @@ def _line(coefficients: Floats, soups: Floats) -> Floats:
 def _front_quantities(name: str, points: Floats, draws: Floats, target: Target) -> dict[str, Quantity]:
     corner = np.full(points.shape[1], -MARGIN)
     return {
-        f"hypervolume/{name}": Quantity(pareto.hypervolume(points, corner), pareto.hypervolumes(draws, corner)),
+        f"hypervolume/{name}": Quantity(
+            pareto.hypervolume(points, corner), pareto.hypervolumes(draws, corner), least=0.0
+        ),
         f"igd_plus/{name}": target.igd_plus(points, draws),
     }
 
@@ -193,8 +197,8 @@ def barrier_quantities(coefficients: Floats, scores: Floats, num_resamples: int)
     below = _line(coefficients, mean) - mean
     falls = _line(coefficients, draws) - draws
     return {
-        "barrier": Quantity(float(below.max()), falls[:, :, 0].max(axis=1)),
-        "gain": Quantity(float((-below).max()), (-falls[:, :, 0]).max(axis=1)),
+        "barrier": Quantity(float(below.max()), falls[:, :, 0].max(axis=1), least=0.0),
+        "gain": Quantity(float((-below).max()), (-falls[:, :, 0]).max(axis=1), least=0.0),
         "ends": Quantity(float(mean[[0, -1]].mean()), draws[:, [0, -1], 0].mean(axis=1)),
     }
 

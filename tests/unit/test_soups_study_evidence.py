@@ -85,6 +85,18 @@ def test_seeds_widen_the_interval():
     assert (same["low"], same["high"]) == (1.0, 1.0)
 
 
+def test_an_interval_over_seeds_keeps_to_what_the_number_can_be():
+    soups = [constant([[1, 0], [0.75, height], [0, 1]]) for height in (0.75, 0.5, 0.1)]
+    found = [trade_quantities(Trade(WEIGHTS, each, {"MORL": soups[0]}), 100) for each in soups]
+    for name in ("igd_plus/soups", "hypervolume/soups"):
+        over = over_seeds([each[name] for each in found])
+        assert 0 <= over["low"] <= over["value"] <= over["high"]
+    flat = [barrier_quantities(WEIGHTS, np.repeat(np.array([1.0, y, 1.0])[:, None], 3, axis=1), 50) for y in (1.0, 0.4)]
+    assert over_seeds([each["barrier"] for each in flat])["low"] == 0
+    difference = over_seeds([each["hypervolume/soups"] - found[0]["hypervolume/soups"] for each in found])
+    assert difference["low"] < 0  # a difference has no bound
+
+
 @pytest.mark.parametrize("num_seeds", [2, 3, 5])
 def test_seeds_without_an_effect_rarely_show_one(num_seeds):
     generator = np.random.default_rng(0)
