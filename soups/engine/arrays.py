@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from soups.methods._weights import has_nan, keep_equal
+from soups.engine.infinities import has_nan, keep_equal
 
 Wide = NDArray[np.float64]
 FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16}

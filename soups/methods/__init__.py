@@ -38,9 +38,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from soups.engine.infinities import has_nan, keep_equal
 from soups.errors import UserError, did_you_mean
 from soups.methods._own import DIGEST, is_own, own_method
-from soups.methods._weights import has_nan, keep_equal, one_hot
+from soups.methods._weights import one_hot
 from soups.sources.safetensors_file import metadata_of
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from soups.engine.infinities import has_nan
 from soups.errors import UserError
-from soups.methods._weights import has_nan
 
 if TYPE_CHECKING:
     from soups.methods import Place
