@@ -35,7 +35,7 @@ from unival.soup_evaluator import ensemble, evaluator
 from unival.training.distributed import World
 
 REWARDED = {"rewards": {"cider_d": 1.0}, "max_new_tokens": 6}
-VALIDATION = [{"name": "vqa", "task": "vqa", "source": {"world": "train", "limit": 6}}]
+VALIDATION = [{"name": "vqa", "task": "vqa", "source": {"world": "train", "limit": 2}}]
 STAGES: dict[str, dict[str, Any]] = {
     "every term of the loss": {
         "objective": {
@@ -60,7 +60,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "accumulation": 2,
         "checkpoint_activations": True,
         "show_every": 1,
-        "evaluations": VALIDATION,
+        "show": 1,
     }
 }
 CODEC = CodecConfig(8, (1, 2, 4), 1, (), 32, 8, 16, is_gumbel=False, groups=1)
