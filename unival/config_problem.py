@@ -1,4 +1,4 @@
-"""Turn a failed pydantic validation into one `UserError`: key, value, what was expected, and who wrote it."""
+"""What is wrong with a configuration, as one `UserError`: key, value, what was expected, and who wrote it."""
 
 import inspect
 import re
