@@ -61,7 +61,9 @@ def check_exists(path: Any) -> None:
 
 
 def check_kinds(function: Callable[..., Any], given: Mapping[str, Any], what: str = "") -> None:
-    """Refuse values that are not of the kind of a parameter's default; parameters without one take anything.
+    """Refuse values that are not of the kind of a parameter's default.
+
+    Parameters without a default take anything, as do those whose annotation says more than the kind of the default.
 
     Args:
         function: Its signature says what is expected.
@@ -69,7 +71,9 @@ def check_kinds(function: Callable[..., Any], given: Mapping[str, Any], what: st
         what: Stands before the name in the message.
     """
     for name, parameter in inspect.signature(function).parameters.items():
-        expected, kinds = _KINDS.get(type(parameter.default), ("", ()))
+        kind = type(parameter.default)
+        is_plain = parameter.annotation in (kind, kind.__name__, inspect.Parameter.empty)
+        expected, kinds = _KINDS.get(kind, ("", ())) if is_plain else ("", ())
         value = given.get(name, parameter.default)
         if kinds and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
             raise UserError(f"{what}{name} is {value!r}", fix=f"give {expected}")

@@ -38,7 +38,7 @@ from unival.training.memory import warn_if_too_large
 from unival.training.optim import LossScale, build_optimizer, clip_gradients, freeze, learning_rate, set_train_mode
 from unival.training.random_state import load_random, seed_process
 from unival.training.run_folder import check_data, find_checkpoint, prepare_run_dir
-from unival.training.saving import TrainState, load_moments, problem_with, read_state, save_training, written
+from unival.training.saving import TrainState, load_moments, read_state, save_training, written
 from unival.training.stop import STOP, Interrupted, StopSignal, ignored, interruptible
 from unival.training.validation import (
     Halted,
@@ -46,6 +46,7 @@ from unival.training.validation import (
     drop_others,
     intact_models,
     plain_copy,
+    problem_with_best,
     save_best,
     show_samples,
     validate,
@@ -352,7 +353,7 @@ class StageLoop:
         validation = self.stage.validation
         if validation is not None and validation.restore_best:
             folder = self.run_dir / "best" / (self.watch.best[0][1] if self.watch.best else "")
-            problem = self.world.on_main(lambda: problem_with(folder) if self.watch.best else "none is left")
+            problem = self.world.on_main(lambda: problem_with_best(folder) if self.watch.best else "none is left")
             if problem is not None:
                 fix = "the same command goes on from the last checkpoint, without this model; or restore_best: false"
                 raise UserError(f"the best model cannot be taken: {problem}", str(folder), fix)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import functools
 import itertools
@@ -61,13 +62,19 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
 @contextmanager
 def _stdout_is_stderr() -> Iterator[None]:
     """Send what evaluators, their libraries and the programs that they start print to stderr."""
-    sys.stdout.flush()
+    if sys.stdout is None or sys.stderr is None:  # closed by whoever started us
+        yield
+        return
+    original = sys.stdout
+    original.flush()
     kept = os.dup(STDOUT)
     os.dup2(STDERR, STDOUT)
     try:
         with redirect_stdout(sys.stderr):
             yield
     finally:
+        original.flush()  # what those wrote who kept it, and C libraries
+        ctypes.CDLL(None).fflush(None)
         os.dup2(kept, STDOUT)
         os.close(kept)
 

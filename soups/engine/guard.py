@@ -26,7 +26,7 @@ def main(words: list[str]) -> int:
         end(signal.SIGKILL)
         os._exit(1)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):  # of a terminal too
         signal.signal(number, lambda given, frame: end(given))
     threading.Thread(target=wait_for_asker, daemon=True).start()
     code = child.wait()

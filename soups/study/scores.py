@@ -14,7 +14,7 @@ from soups.evaluator import check_args, checked_scores, digests_of_files, import
 from soups.methods import get_method
 from soups.points import Point
 from soups.recipes.policies import Policies
-from soups.results import Result
+from soups.results import Result, read_manifest
 from soups.scoring import Scorer
 from soups.search.greedy import greedy_soup
 from soups.state import write_text
@@ -188,9 +188,13 @@ class Judge:
         members = {name: self.models.checkpoint(node, name).digest for name, node in mixture.members.items()}
         base = self.models.checkpoint(self.plan.start).digest if mixture.has_base else None
         identity = get_method(mixture.method).identity
-        # The order of the members counts, as in every sweep; that of the parameters does not.
-        params = dict(sorted(mixture.params.items()))
-        content = json.dumps([members, identity, params, base, bool(mixture.greedy)])
+        content = json.dumps([members, identity, dict(mixture.params), base, bool(mixture.greedy)], sort_keys=True)
+        folder = self._named(mixture, content)
+        # A sweep has its models in an order; where this one is another, it has a folder of its own.
+        before = (read_manifest(folder) or {"checkpoints": members})["checkpoints"]
+        return folder if list(before) == list(members) else self._named(mixture, content + json.dumps(list(members)))
+
+    def _named(self, mixture: Mixture, content: str) -> Path:
         return self.root / f"{slug(mixture.name)}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
     def score(self, mixture: Mixture) -> list[Result]:

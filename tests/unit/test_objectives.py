@@ -748,11 +748,3 @@ def test_impossible_arguments_are_refused(arguments: dict[str, Any], message: st
 def test_missing_and_wrong_arguments_are_errors_of_the_user(name: str, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         get_objective(name, arguments, tiny.processor(), list)
-
-
-def test_a_loss_that_leaves_nothing_of_its_first_batch_is_refused() -> None:
-    batch = tiny.image_batch(["what?"] * 2, ["a red apple", "yes"])
-    objective = CrossEntropy(tiny.processor(), ignore_prefix=100)
-    with pytest.raises(UserError, match=r"ignore_prefix: 100 and ignore_eos: False leave nothing of the targets"):
-        objective(tiny.model(), batch, 0)
-    assert objective(tiny.model(), batch, 1).value.item() == 0.0  # in the middle of a run one batch may be so

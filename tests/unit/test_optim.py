@@ -135,3 +135,12 @@ def test_without_scale_or_at_its_smallest_a_gradient_that_is_not_finite_is_an_er
         LossScale().update(is_finite=False)
     with pytest.raises(FloatingPointError):
         LossScale(value=2**-14, window=9).update(is_finite=False)
+
+
+def test_what_counts_does_not_depend_on_what_is_frozen() -> None:
+    model = tiny.build_model()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith("encoder.embed_images"))
+    scales = {"encoder.embed_images": 0.1, "encoder": 0.5}
+    optimizer = build_optimizer(model, OptimConfig(lr=1.0, lr_scale=scales, muon=["encoder"]))
+    assert {group["scale"] for group in optimizer.param_groups} == {0.1}

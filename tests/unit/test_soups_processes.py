@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from soups.engine import guard
 from soups.engine.jobs import Job
 from soups.engine.processes import run_forked
 from soups.errors import UserError
@@ -68,3 +71,35 @@ def test_an_interrupt_waits_for_the_copies(tmp_path):
     seen = len(list(tmp_path.iterdir()))
     assert seen < 50_000
     assert len(list(Path(tmp_path).iterdir())) == seen  # nobody works any more
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT], ids=["term", "hup", "quit"])
+def test_a_program_under_guard_gets_the_signals_of_a_terminal(number):
+    words = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
+    child = subprocess.Popen(
+        [sys.executable, guard.__file__, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "up\n"  # it runs, so the guard has its handlers
+    child.send_signal(number)
+    assert child.stdout.read() == ""  # which the program holds open as long as it lives
+    assert child.wait(timeout=30) == 128 + number
+    child.communicate()
+
+
+def test_text_that_was_buffered_is_no_part_of_the_json():
+    code = (
+        "import ctypes, sys\n"
+        "from soups.commands.output import reports_errors, show\n"
+        "@reports_errors\n"
+        "def command(as_json):\n"
+        "    sys.__stdout__.write('kept')\n"
+        "    ctypes.CDLL(None).printf(b'of a library')\n"
+        "    show({'a': float('nan')}, [], as_json)\n"
+        "command(as_json=True)\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == {"a": None}
+    assert "kept" in done.stderr
+    assert "of a library" in done.stderr

@@ -20,6 +20,7 @@ from unival.data.video import Decoder, frame_indices, load_video
 from unival.errors import UserError
 from unival.model.encoder import MEDIA_INPUTS
 
+MASK = "<mask>"
 RELEASED: dict[str, Any] = {
     "image_px": 480,
     "video_px": 384,
@@ -184,9 +185,21 @@ class UnivalProcessor(ProcessorMixin):
 
         `<s>`, `<pad>`, `</s>` and `<unk>` in a text are letters. Mask, codes and bins are symbols wherever they stand.
         """
-        backend = self.tokenizer.backend_tokenizer
+        backend, spaced = self.tokenizer.backend_tokenizer, [f" {text}" for text in texts]
         backend.encode_special_tokens = True  # here, as neither its files nor its copies keep it
-        return [e.ids for e in backend.encode_batch([f" {text}" for text in texts])]
+        rows = [encoded.ids for encoded in backend.encode_batch(spaced)]
+        return [self._with_masks(text) if MASK in text else row for text, row in zip(spaced, rows, strict=True)]
+
+    def _with_masks(self, text: str) -> list[int]:
+        """Encode what stands around masks, which are special tokens in a tokenizer that was loaded."""
+        tokenizer = self.tokenizer
+        *parts, last = text.split(MASK)
+        ids = [tokenizer.bos_token_id]
+        for part in parts:  # the spaces before a mask belong to it
+            ids += [*tokenizer.backend_tokenizer.encode(part.rstrip(), add_special_tokens=False).ids]
+            ids += [tokenizer.convert_tokens_to_ids(MASK)]
+        ids += tokenizer.backend_tokenizer.encode(last, add_special_tokens=False).ids
+        return [*ids, tokenizer.eos_token_id]
 
     def decode(self, ids: Any, skip_special_tokens: bool = True, **options: Any) -> Any:
         """Return the texts of generated ids (B, T), or the text of one row (T,), outer spaces stripped.

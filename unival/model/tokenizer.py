@@ -141,7 +141,6 @@ def _finish(tokenizer: Tokenizer, num_codes: int, num_bins: int) -> PreTrainedTo
         unk_token="<unk>",
         mask_token="<mask>",
         clean_up_tokenization_spaces=False,
-        split_special_tokens=True,  # `</s>` in a text is four letters, as in the original
     )
 
 

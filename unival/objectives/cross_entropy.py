@@ -116,9 +116,6 @@ class Objective:
         """Return the loss of a batch and, for each of its tasks, the mean -log p of its target tokens."""
         terms = self.terms(model, batch)
         kept = self.kept(terms, update).total
-        if update == 0 and len(kept) == 0 and self.ignore_prefix + self.ignore_eos > 0:
-            what = f"ignore_prefix: {self.ignore_prefix} and ignore_eos: {self.ignore_eos} leave nothing of the targets"
-            raise UserError(what, fix=f"the longest of the first batch has {batch.target.shape[1]} tokens with `</s>`")
         num = max(1, self.passes * (len(batch.examples) if self.normalise == "example" else len(kept)))
         size = 1 if self.normalise == "batch" else num
         return Loss(kept.sum() / num, task_means(batch, terms.nll / self.passes, terms.row), size)

@@ -28,15 +28,16 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     for key, patterns in (("lr_scale", config.lr_scale), ("muon", config.muon)):
         for pattern in patterns:
-            named = [name for name in trained if matches(name, [pattern])]
-            if not named:
+            if not any(matches(name, [pattern]) for name in trained):
                 what = f"{key}: no trainable parameter starts with {pattern!r}"
                 raise UserError(what, fix=did_you_mean(pattern, tops(trained)))
-            if key == "muon" and all(trained[name].ndim < 2 for name in named):
-                what = f"muon: {pattern!r} names vectors only, such as {named[0]}"
+            named = {name: p for name, p in model.named_parameters() if matches(name, [pattern])}  # frozen ones too
+            first = next(iter(named))
+            if key == "muon" and all(parameter.ndim < 2 for parameter in named.values()):
+                what = f"muon: {pattern!r} names vectors only, such as {first}"
                 raise UserError(what, fix="Muon is for matrices and kernels; name some, or leave it out")
             if key == "lr_scale" and all(first_match(name, config.lr_scale) != pattern for name in named):
-                what = f"lr_scale: {pattern!r} never counts: {first_match(named[0], config.lr_scale)!r} comes first"
+                what = f"lr_scale: {pattern!r} never counts: {first_match(first, config.lr_scale)!r} comes first"
                 raise UserError(what, fix="write the longer beginning first")
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for pattern in [*config.lr_scale, ""]:

@@ -24,7 +24,7 @@ from unival.model.processing import UnivalProcessor
 from unival.schema import EvaluationConfig, GroupConfig, ValidationConfig
 from unival.tasks.base import get_task
 from unival.training.distributed import World, full_state
-from unival.training.saving import problem_with, write_manifest, written
+from unival.training.saving import MANIFEST, problem_with, write_manifest, written
 from unival.training.stop import StopSignal
 
 
@@ -182,11 +182,18 @@ def save_best(
     drop_others(folder, name.rpartition("-step-")[0], watch)
 
 
+def problem_with_best(folder: Path) -> str | None:
+    """Return why a best model cannot be used; the first versions wrote no manifest, and theirs is taken as it is."""
+    if not folder.is_dir():
+        return "it is missing"
+    return problem_with(folder) if (folder / MANIFEST).exists() or not (folder / "score.json").is_file() else None
+
+
 def intact_models(folder: Path, names: Iterable[str]) -> list[str]:
     """Return the names of best models that are there as they were written; say what is wrong with the others."""
     intact = []
     for name in names:
-        problem = problem_with(folder / name) if (folder / name).is_dir() else "it is missing"
+        problem = problem_with_best(folder / name)
         if problem is None:
             intact.append(name)
         else:
